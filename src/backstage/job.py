@@ -1,0 +1,323 @@
+"""Jobs as values: what a caller asks for (`Job`, `Next`, `Backoff`, `Dedupe`) and what a worker holds (`Delivery`). No I/O."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, Protocol, Required, TypeAlias, TypedDict, Unpack
+
+import msgspec
+
+from backstage.durations import Duration, to_ms
+from backstage.errors import ConfigError
+from backstage.queue import Priority, Queue, check_name, queue_name
+
+
+class Named(Protocol):
+    """What a Task shows to those who only route to it: its name, and its own queue where it has one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def queue(self) -> str | None: ...
+
+
+class DedupeDict(TypedDict, total=False):
+    key: Required[str]
+    ttl: Duration
+
+
+class BackoffDict(TypedDict, total=False):
+    type: Required[Literal["fixed", "exponential"]]
+    delay: Duration
+    maxDelay: Duration | None
+    max_delay: Duration | None
+    jitter: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dedupe:
+    """While `key` is taken, an enqueue with it adds nothing. It is free again after `ttl` milliseconds."""
+
+    key: str
+    ttl: Duration = 3_600_000
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.key, str) or not 1 <= len(self.key.encode("utf-8", "surrogatepass")) <= 512:
+            raise ConfigError(f"dedupe key {str(self.key)[:80]!r}: must be text of 1 to 512 bytes")
+        object.__setattr__(self, "ttl", to_ms(self.ttl, "dedupe ttl", minimum=1))
+
+    @property
+    def ttl_ms(self) -> int:
+        return to_ms(self.ttl, "dedupe ttl")
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before a retry, in milliseconds: `fixed`, or `exponential` (delay × 2^(n-1) before the n-th).
+
+    `max_delay` caps it; `jitter` (0 to 1) then moves it at random by up to that share, so that jobs that failed
+    together do not come back together.
+    """
+
+    type: Literal["fixed", "exponential"] = "exponential"
+    delay: Duration = 1000
+    max_delay: Duration | None = None
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.type not in ("fixed", "exponential"):
+            raise ConfigError(f"backoff type {self.type!r}: must be 'fixed' or 'exponential'")
+        object.__setattr__(self, "delay", to_ms(self.delay, "backoff delay"))
+        if self.max_delay is not None:
+            object.__setattr__(self, "max_delay", to_ms(self.max_delay, "backoff max_delay"))
+        if not isinstance(self.jitter, (int, float)) or not 0 <= self.jitter <= 1:
+            raise ConfigError(f"backoff jitter={self.jitter!r}: must be a number from 0 to 1")
+
+    @property
+    def delay_ms(self) -> int:
+        return to_ms(self.delay, "backoff delay")
+
+    @property
+    def max_delay_ms(self) -> int | None:
+        return None if self.max_delay is None else to_ms(self.max_delay, "backoff max_delay")
+
+
+AnyDedupe: TypeAlias = Dedupe | DedupeDict | str
+AnyBackoff: TypeAlias = Backoff | BackoffDict
+AnyPriority: TypeAlias = Priority | Literal["urgent", "default", "low"]
+
+
+class JobOptions(TypedDict, total=False):
+    """Every option of an enqueue but `dedupe`, which changes what the call returns."""
+
+    priority: AnyPriority | None
+    queue: str | Queue | None
+    delay: Duration | None
+    attempts: int | None
+    backoff: AnyBackoff | None
+    timeout: Duration | None
+
+
+class EnqueueOptions(JobOptions, total=False):
+    dedupe: AnyDedupe | None
+
+
+class ScheduleOptions(TypedDict, total=False):
+    """The options of `schedule`: its `when` stands where `delay` would."""
+
+    priority: AnyPriority | None
+    queue: str | Queue | None
+    attempts: int | None
+    backoff: AnyBackoff | None
+    timeout: Duration | None
+    dedupe: AnyDedupe | None
+
+
+def to_dedupe(value: AnyDedupe) -> Dedupe:
+    """A Dedupe, given as itself, as the mapping, or as a bare key."""
+    match value:
+        case Dedupe():
+            return value
+        case str():
+            return Dedupe(value)
+        case Mapping():
+            return Dedupe(**_known(value, "dedupe", {"key": "key", "ttl": "ttl"}))
+    raise ConfigError(f"dedupe={value!r}: must be a Dedupe, a mapping with `key` and `ttl`, or a key")
+
+
+def to_backoff(value: AnyBackoff) -> Backoff:
+    """A Backoff, given as itself or as the mapping in snake_case or camelCase."""
+    match value:
+        case Backoff():
+            return value
+        case Mapping():
+            names = {"type": "type", "delay": "delay", "maxDelay": "max_delay", "max_delay": "max_delay", "jitter": "jitter"}
+            return Backoff(**_known(value, "backoff", names))
+    raise ConfigError(f"backoff={value!r}: must be a Backoff or a mapping with `type`, `delay`, `maxDelay`")
+
+
+def to_attempts(value: int, name: str = "attempts") -> int:
+    """Total runs of a job: a whole number, 1 or more."""
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{name}={value!r}: must be a whole number, 1 or more (all runs, the first one included)")
+    return value
+
+
+def to_queue(queue: str | Queue | None, priority: str | None) -> str | None:
+    """Where a job goes, by its options: the queue beats the priority; None where neither is given."""
+    if queue is not None:
+        return queue_name(queue)
+    if priority is None:
+        return None
+    try:
+        return Priority(priority).value
+    except ValueError:
+        raise ConfigError(
+            f"priority={priority!r}: must be 'urgent', 'default' or 'low'; for another queue give queue={priority!r}"
+        ) from None
+
+
+def _known(given: Mapping[str, Any], what: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """The mapping under the names that the dataclass has; `None` means not given."""
+    unknown = [key for key in given if key not in names]
+    if unknown:
+        raise ConfigError(f"{what}: unknown key {unknown[0]!r}; known are {', '.join(names)}")
+    return {names[key]: value for key, value in given.items() if value is not None}
+
+
+class Request:
+    """What `Job` and `Next` share: a task's name, a payload, and the options as they go on the wire (milliseconds)."""
+
+    __slots__ = ("_attempts", "_backoff", "_dedupe", "_delay", "_payload", "_queue", "_task", "_timeout", "plain", "route")
+
+    plain: bool
+    """No option beyond the queue: such a job travels in the fast part of a batch."""
+    route: str | None
+    """The task's own queue, where the task was given as a Task: for jobs that name no queue themselves."""
+
+    def __init__(self, task: str | Named, payload: object, options: EnqueueOptions) -> None:
+        if isinstance(task, str):
+            self._task, self.route = check_name(task, "task"), None
+        elif isinstance(getattr(task, "name", None), str):
+            self._task, self.route = task.name, task.queue
+        else:
+            raise ConfigError(f"task={task!r}: must be a task's name or a Task (what `@worker.on(name)` returns)")
+        self._payload = payload
+        self._queue: str | None = None
+        self._delay: int | None = None
+        self._dedupe: Dedupe | None = None
+        self._attempts: int | None = None
+        self._backoff: Backoff | None = None
+        self._timeout: int | None = None
+        self.plain = True
+        if options:
+            self._set(**options)
+
+    def _set(
+        self,
+        *,
+        priority: str | None = None,
+        queue: str | Queue | None = None,
+        delay: Duration | None = None,
+        dedupe: AnyDedupe | None = None,
+        attempts: int | None = None,
+        backoff: AnyBackoff | None = None,
+        timeout: Duration | None = None,
+    ) -> None:
+        self._queue = to_queue(queue, priority)
+        self._delay = None if delay is None else to_ms(delay, "delay")
+        self._dedupe = None if dedupe is None else to_dedupe(dedupe)
+        self._attempts = None if attempts is None else to_attempts(attempts)
+        self._backoff = None if backoff is None else to_backoff(backoff)
+        self._timeout = None if timeout is None else to_ms(timeout, "timeout", minimum=1)
+        self.plain = not (self._delay or dedupe or attempts or backoff or timeout)
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self._task
+
+    @property
+    def payload(self) -> Any:
+        """The payload as given, or as read from the wire."""
+        return self._payload
+
+    @property
+    def queue(self) -> str | None:
+        """The queue that was asked for, or that the job came from; None: to be routed by its task."""
+        return self._queue
+
+    @property
+    def delay(self) -> int | None:
+        """Milliseconds."""
+        return self._delay
+
+    @property
+    def dedupe(self) -> Dedupe | None:
+        return self._dedupe
+
+    @property
+    def attempts(self) -> int | None:
+        """Total runs allowed, where the job itself says so."""
+        return self._attempts
+
+    @property
+    def backoff(self) -> Backoff | None:
+        return self._backoff
+
+    @property
+    def timeout(self) -> int | None:
+        """Soft limit in milliseconds, where the job itself says so."""
+        return self._timeout
+
+
+class Job(Request):
+    """A request to run a task once. Its id is fixed at construction, sorts by time (UUIDv7), and never changes.
+
+    One that a worker reads (`run.job`) also knows when it was enqueued and how often it failed so far.
+    """
+
+    __slots__ = ("_id", "attempt", "crashes", "enqueued_at", "since")
+
+    def __init__(
+        self, task: str | Named, payload: object = None, *, id: str | None = None, **options: Unpack[EnqueueOptions]
+    ) -> None:
+        super().__init__(task, payload, options)
+        self._id = new_id() if id is None else check_name(id, "job")
+        self.enqueued_at: datetime | None = None
+        self.attempt = 0
+        self.crashes = 0
+        self.since: int | None = None
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    def __repr__(self) -> str:
+        return f"Job({self._task!r}, id={self._id!r}, queue={self._queue!r})"
+
+
+class Next(Request):
+    """What comes next, returned by a handler: enqueued together with the finish, so exactly when the parent is done."""
+
+    __slots__ = ()
+
+    def __init__(self, task: str | Named, payload: object = None, **options: Unpack[EnqueueOptions]) -> None:
+        super().__init__(task, payload, options)
+
+    def job(self) -> Job:
+        """A job of its own for one finish: a Next may be returned many times."""
+        job = Job.__new__(Job)
+        for name in Request.__slots__:
+            setattr(job, name, getattr(self, name))
+        job._id = new_id()
+        job.enqueued_at, job.attempt, job.crashes, job.since = None, 0, 0, None
+        return job
+
+    def __repr__(self) -> str:
+        return f"Next({self._task!r}, queue={self._queue!r})"
+
+
+class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A stream entry in our hands. Two deliveries of one entry are two values: it is compared by identity."""
+
+    queue: str
+    entry_id: bytes
+    fields: list[bytes]
+    """Flat: name, value, name, value, … exactly as they stand in the stream."""
+    times: int = 1
+    """The delivery count: above 1, earlier holders of this entry never finished it."""
+    server: str = ""
+    """The run id of the server that handed it out: entry ids can repeat after a restart that lost writes."""
+
+
+def new_id() -> str:
+    """A UUIDv7: 48 bits of milliseconds, then random. RFC 9562, section 5.7."""
+    ms = time.time_ns() // 1_000_000
+    r = int.from_bytes(os.urandom(10), "big")
+    head = f"{ms:012x}"
+    return f"{head[:8]}-{head[8:]}-7{r & 0xFFF:03x}-{0x8000 | (r >> 12 & 0x3FFF):04x}-{r >> 26 & 0xFFFFFFFFFFFF:012x}"

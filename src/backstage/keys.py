@@ -1,0 +1,41 @@
+"""Every Redis key, and nothing about them anywhere else. What each holds: docs/protocol.md."""
+
+from __future__ import annotations
+
+from backstage.errors import ConfigError
+
+
+class Keys:
+    """The keys of one keyspace. With a hash-tagged prefix (`{backstage}`) all of them live in one slot of a cluster."""
+
+    __slots__ = ("broadcast", "cron", "prefix", "retries", "scheduled", "workers")
+
+    def __init__(self, prefix: str) -> None:
+        if not isinstance(prefix, str) or not 1 <= len(prefix) <= 256 or not prefix.isprintable():
+            raise ConfigError(f"prefix={prefix!r}: must be 1 to 256 printable characters")
+        self.prefix = prefix
+        self.scheduled = f"{prefix}:scheduled"
+        self.retries = f"{prefix}:retries"
+        self.broadcast = f"{prefix}:broadcast"
+        self.cron = f"{prefix}:cron"
+        self.workers = f"{prefix}:workers"
+
+    def stream(self, queue: str) -> str:
+        return f"{self.prefix}:{queue}"
+
+    def dead_letter(self, queue: str) -> str:
+        return f"{self.prefix}:{queue}:dead-letter"
+
+    def dedupe(self, key: str) -> str:
+        return f"{self.prefix}:dedupe:{key}"
+
+    def call(self, id: str) -> str:
+        """The marker of one enqueue call, so that a repeat of it adds nothing."""
+        return f"{self.prefix}:calls:{id}"
+
+    def worker(self, worker_id: str) -> str:
+        return f"{self.prefix}:workers:{worker_id}"
+
+    def stats(self, queue: str, minute: int) -> str:
+        """Counters of one minute: minutes since the epoch, by the client's clock."""
+        return f"{self.prefix}:stats:{queue}:{minute}"
