@@ -14,8 +14,8 @@ BackstageError
 ├── SoftTimeout            (CancelledError)  raised inside a handler at its soft limit
 └── HardTimeout                              what a dead letter says of a run past its hard limit
 
-Outside the tree, for they are signals: `Retry` and `Discard` (outcome.py), which a handler raises to say what becomes of
-its job.
+Outside the tree, for they are signals: `Retry` and `Discard` (outcome.py), which a handler raises to say what becomes
+of its job.
 """
 
 from __future__ import annotations

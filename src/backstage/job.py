@@ -1,4 +1,4 @@
-"""Jobs as values: what a caller asks for (`Job`, `Next`, `Backoff`, `Dedupe`) and what a worker holds (`Delivery`). No I/O."""
+"""Jobs as values: what a caller asks for (`Job`, `Next`, `Backoff`, `Dedupe`), what a worker holds (`Delivery`). No I/O."""
 
 from __future__ import annotations
 
@@ -135,7 +135,13 @@ def to_backoff(value: AnyBackoff) -> Backoff:
         case Backoff():
             return value
         case Mapping():
-            names = {"type": "type", "delay": "delay", "maxDelay": "max_delay", "max_delay": "max_delay", "jitter": "jitter"}
+            names = {
+                "type": "type",
+                "delay": "delay",
+                "maxDelay": "max_delay",
+                "max_delay": "max_delay",
+                "jitter": "jitter",
+            }
             return Backoff(**_known(value, "backoff", names))
     raise ConfigError(f"backoff={value!r}: must be a Backoff or a mapping with `type`, `delay`, `maxDelay`")
 
@@ -172,7 +178,18 @@ def _known(given: Mapping[str, Any], what: str, names: Mapping[str, str]) -> dic
 class Request:
     """What `Job` and `Next` share: a task's name, a payload, and the options as they go on the wire (milliseconds)."""
 
-    __slots__ = ("_attempts", "_backoff", "_dedupe", "_delay", "_payload", "_queue", "_task", "_timeout", "plain", "route")
+    __slots__ = (
+        "_attempts",
+        "_backoff",
+        "_dedupe",
+        "_delay",
+        "_payload",
+        "_queue",
+        "_task",
+        "_timeout",
+        "plain",
+        "route",
+    )
 
     plain: bool
     """No option beyond the queue: such a job travels in the fast part of a batch."""

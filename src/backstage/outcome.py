@@ -41,7 +41,7 @@ class Dead(msgspec.Struct, frozen=True):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """The worker gives the job back, to be taken by anybody at once. It uses up no attempt and counts as no delivery."""
+    """The worker gives the job back, to be taken by anybody at once. It uses up no attempt, counts as no delivery."""
 
 
 Outcome: TypeAlias = Done | Again | Dead | Released
@@ -50,7 +50,7 @@ DONE = Done()
 RELEASED = Released()
 
 
-class Retry(Exception):  # noqa: N818  a signal that a handler raises, not an error
+class Retry(Exception):
     """Raised by a handler: a failed run, to be tried again after `delay` (milliseconds or timedelta) or the backoff."""
 
     def __init__(self, reason: str = "", *, delay: Duration | None = None) -> None:
@@ -59,7 +59,7 @@ class Retry(Exception):  # noqa: N818  a signal that a handler raises, not an er
         self.delay = None if delay is None else to_ms(delay, "delay")
 
 
-class Discard(Exception):  # noqa: N818  a signal that a handler raises, not an error
+class Discard(Exception):
     """Raised by a handler: no retry would help; the job goes to the dead letter at once, as `discarded`."""
 
     def __init__(self, reason: str) -> None:

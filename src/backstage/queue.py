@@ -27,7 +27,7 @@ def check_name(name: str, what: str) -> str:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:77] + "…"
         raise InvalidName(
-            f"{what} name {shown}: 1 to 128 of the characters A-Z a-z 0-9 _ . - are allowed, the first a letter or digit"
+            f"{what} name {shown}: must be 1 to 128 of the characters A-Z a-z 0-9 _ . -, the first a letter or digit"
         )
     return name
 
@@ -38,6 +38,15 @@ class Priority(StrEnum):
     URGENT = "urgent"
     DEFAULT = "default"
     LOW = "low"
+
+
+def limits(whose: str, soft: Duration | None, hard: Duration | None) -> tuple[int | None, int | None]:
+    """Both limits in milliseconds, checked: above zero, and the hard one above the soft one."""
+    soft_ms = None if soft is None else to_ms(soft, f"{whose}: soft_timeout", minimum=1)
+    hard_ms = None if hard is None else to_ms(hard, f"{whose}: hard_timeout", minimum=1)
+    if soft_ms is not None and hard_ms is not None and hard_ms <= soft_ms:
+        raise ConfigError(f"{whose}: hard_timeout ({hard_ms} ms) must be longer than soft_timeout ({soft_ms} ms)")
+    return soft_ms, hard_ms
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -87,15 +96,6 @@ DEFAULT_QUEUES: tuple[Queue, Queue, Queue] = (
     Queue(Priority.DEFAULT.value, priority=2),
     Queue(Priority.LOW.value, priority=3),
 )
-
-
-def limits(whose: str, soft: Duration | None, hard: Duration | None) -> tuple[int | None, int | None]:
-    """Both limits in milliseconds, checked: above zero, and the hard one above the soft one."""
-    soft_ms = None if soft is None else to_ms(soft, f"{whose}: soft_timeout", minimum=1)
-    hard_ms = None if hard is None else to_ms(hard, f"{whose}: hard_timeout", minimum=1)
-    if soft_ms is not None and hard_ms is not None and hard_ms <= soft_ms:
-        raise ConfigError(f"{whose}: hard_timeout ({hard_ms} ms) must be longer than soft_timeout ({soft_ms} ms)")
-    return soft_ms, hard_ms
 
 
 def queue_name(queue: str | Queue) -> str:

@@ -1,0 +1,1 @@
+"""Backstage: background jobs on Redis Streams."""
