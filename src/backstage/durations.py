@@ -1,4 +1,4 @@
-"""Durations: a `timedelta` or an `int` of milliseconds in, whole milliseconds out. The only place that knows the rule."""
+"""Durations: a `timedelta` or an `int` of milliseconds in, whole milliseconds out. No other place knows the rule."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ BackstageError
 ├── NotSerializable        (TypeError)       a payload that JSON can't carry
 ├── MalformedJob           (ValueError)      bytes on the wire that are no job
 ├── RedisUnavailable       (ConnectionError) Redis stayed away for longer than `connect_timeout`
+│   └── RedisRefused                         Redis is there and says no: memory full, no permission, wrong type
 ├── SoftTimeout            (CancelledError)  raised inside a handler at its soft limit
 └── HardTimeout                              what a dead letter says of a run past its hard limit
 
@@ -65,6 +66,10 @@ class MalformedJob(BackstageError, ValueError):
 
 class RedisUnavailable(BackstageError, ConnectionError):
     """Redis stayed away for longer than `connect_timeout`. An enqueue that ends so may have arrived all the same."""
+
+
+class RedisRefused(RedisUnavailable):
+    """Redis answered, and refused: its memory is full, a permission is missing, a key has another type."""
 
 
 class SoftTimeout(BackstageError, asyncio.CancelledError):

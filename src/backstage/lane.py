@@ -1,0 +1,206 @@
+"""Lanes: connections of our own, one for each kind of traffic, instead of a pool.
+
+A pool costs a checkout for every command, and hides retries: a command that must not be repeated (a read that takes
+jobs) would be. A lane sends at once, keeps several calls in flight, answers them in order, and repeats nothing: what
+fails is raised as RedisUnavailable, and whoever called knows whether it may be tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import redis.asyncio
+import redis.exceptions
+from redis.asyncio.connection import AbstractConnection
+
+from backstage.errors import BackstageError, RedisRefused, RedisUnavailable
+from backstage.scripts import Script
+
+Argument: TypeAlias = str | bytes | int
+Dial: TypeAlias = Callable[[], AbstractConnection]
+
+AWAY = frozenset(
+    {"LOADING", "READONLY", "MASTERDOWN", "BUSY", "TRYAGAIN", "ASK", "MOVED", "CLUSTERDOWN", "UNBLOCKED", "NOREPLICAS"}
+)
+"""First words of errors that pass by themselves: the same as Redis being away."""
+
+_ADDRESS = frozenset(
+    {"host", "port", "path", "db", "username", "password", "credential_provider", "client_name",
+     "socket_keepalive", "socket_keepalive_options", "connection_pool"}
+)  # fmt: skip
+
+
+class NoGroup(BackstageError):
+    """The stream or its consumer group is gone (a flush, a failover): to be created again."""
+
+
+def translate(error: BaseException) -> BackstageError:
+    """A driver's error as ours: away for now, refused, or no group. The driver's texts carry no secrets."""
+    if isinstance(error, redis.exceptions.ResponseError):
+        text = str(error)
+        word = text.split(" ", 1)[0]
+        if word == "NOGROUP" or "NOGROUP" in text[:200]:
+            return NoGroup(text)
+        if word in AWAY or isinstance(error, (redis.exceptions.ReadOnlyError, redis.exceptions.TryAgainError)):
+            return RedisUnavailable(f"Redis can't serve this now: {text}")
+        return RedisRefused(f"Redis refused: {text}")
+    if isinstance(error, (redis.exceptions.AuthenticationError, redis.exceptions.AuthorizationError)):
+        return RedisRefused(f"Redis refused the login: {error}")
+    if isinstance(error, redis.exceptions.BusyLoadingError):
+        return RedisUnavailable(f"Redis is loading its data: {error}")
+    return RedisUnavailable(f"no answer from Redis: {error or type(error).__name__}")
+
+
+def dialer(client: redis.asyncio.Redis, *, connect_timeout: float) -> Dial:
+    """How to open more connections to where `client` points, with none of its retries and timeouts (seconds)."""
+    pool = client.connection_pool
+    given = {k: v for k, v in pool.connection_kwargs.items() if k in _ADDRESS or k.startswith("ssl_")}
+    if "path" in given:
+        given = {k: v for k, v in given.items() if not k.startswith("socket_keepalive")}
+    else:
+        given.setdefault("socket_keepalive", True)
+
+    def dial() -> AbstractConnection:
+        connection: AbstractConnection = pool.connection_class(
+            **given,
+            protocol=2,
+            decode_responses=False,
+            socket_timeout=None,
+            socket_connect_timeout=connect_timeout,
+            socket_read_size=65_536,
+        )
+        return connection
+
+    return dial
+
+
+class Lane:
+    """One connection: calls leave at once, several may be in flight, each is answered in its turn.
+
+    `run_id` names the server process that the lane last spoke to, `connects` counts its connections. After any failure
+    the connection is dropped, and the next call opens a new one.
+    """
+
+    def __init__(self, dial: Dial, *, timeout: float) -> None:
+        self._dial, self._timeout = dial, timeout
+        self._conn: AbstractConnection | None = None
+        self._opening = asyncio.Lock()
+        self._turn: asyncio.Future[None] | None = None
+        self._loaded: set[str] = set()
+        self.client_id = 0
+        self.run_id = ""
+        self.version = ""
+        self.connects = 0
+
+    async def call(self, *args: Argument, timeout: float | None = None) -> Any:
+        """One command's reply. Raises RedisUnavailable (the command may have run), RedisRefused or NoGroup."""
+        (reply,) = await self.many((args,), timeout=timeout)
+        if isinstance(reply, redis.exceptions.ResponseError):
+            raise translate(reply) from None
+        return reply
+
+    async def many(
+        self, commands: Sequence[Sequence[Argument]], *, timeout: float | None = None, server: str | None = None
+    ) -> list[Any]:
+        """Several commands in one write; a refusal stands in the list as its ResponseError.
+
+        With `server`, a run id, nothing is sent to any other server process.
+        """
+        try:
+            async with asyncio.timeout(timeout or self._timeout):
+                conn = await self._connected()
+                if server is not None and server != self.run_id:
+                    raise RedisUnavailable("another server process answers now")
+                return await self._exchange(conn, commands)
+        except (redis.exceptions.RedisError, OSError) as exc:  # a TimeoutError is an OSError
+            if isinstance(exc, RedisUnavailable):
+                raise
+            raise translate(exc) from exc
+
+    async def script(self, script: Script, keys: Sequence[str], blob: bytes, *, server: str | None = None) -> Any:
+        """Run a script on its keys and its one MessagePack blob; loads it where the server doesn't have it."""
+        if script.sha not in self._loaded:
+            await self.call("SCRIPT", "LOAD", script.text)
+            self._loaded.add(script.sha)
+        (reply,) = await self.many((("EVALSHA", script.sha, len(keys), *keys, blob),), server=server)
+        if isinstance(reply, redis.exceptions.NoScriptError):  # flushed, or another server: it has not run
+            self._loaded.clear()
+            return await self.script(script, keys, blob, server=server)
+        if isinstance(reply, redis.exceptions.ResponseError):
+            raise translate(reply) from None
+        return reply
+
+    async def greet(self) -> str:
+        """The run id of the server that answers here now."""
+        if self._conn is None or not self._conn.is_connected:
+            await self.many(())
+        return self.run_id
+
+    async def close(self) -> None:
+        """Drop the connection; calls in flight fail. The next call opens a new one."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            await conn.disconnect(nowait=True)
+
+    async def _exchange(self, conn: AbstractConnection, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        if not commands:
+            return []
+        packed = conn.pack_command(*commands[0]) if len(commands) == 1 else conn.pack_commands(commands)
+        before, mine = self._turn, asyncio.get_running_loop().create_future()
+        self._turn = mine
+        try:
+            await conn.send_packed_command(packed, check_health=False)
+            if before is not None and not before.done():
+                await asyncio.shield(before)
+            replies: list[Any] = []
+            for _ in commands:
+                try:
+                    replies.append(await conn.read_response())
+                except redis.exceptions.ResponseError as refusal:
+                    replies.append(refusal)
+        except BaseException:
+            if self._conn is conn:
+                self._conn = None
+            await conn.disconnect(nowait=True)
+            raise
+        finally:
+            mine.set_result(None)
+        return replies
+
+    async def _connected(self) -> AbstractConnection:
+        if self._conn is not None and self._conn.is_connected:
+            return self._conn
+        async with self._opening:
+            if self._conn is not None and self._conn.is_connected:
+                return self._conn
+            conn = self._dial()
+            try:
+                await conn.connect()
+                self._turn = None
+                await self._greet(conn)
+            except BaseException:
+                await conn.disconnect(nowait=True)
+                raise
+            self._conn = conn
+            self._loaded.clear()
+            self.connects += 1
+            return conn
+
+    async def _greet(self, conn: AbstractConnection) -> None:
+        """Who answers? And if it's the server of before, the connection that was lost there must not take more jobs."""
+        former, former_id = self.run_id, self.client_id
+        number, info = await self._exchange(conn, (("CLIENT", "ID"), ("INFO", "server")))
+        for reply in (number, info):
+            if isinstance(reply, redis.exceptions.ResponseError) and translate(reply).__class__ is RedisUnavailable:
+                raise reply
+        self.client_id = number if isinstance(number, int) else 0
+        text = info.decode("utf-8", "replace") if isinstance(info, bytes) else ""
+        found = dict(re.findall(r"^(run_id|redis_version|valkey_version):(\S+)", text, re.MULTILINE))
+        # A server that doesn't tell (no permission) counts as a new one each time: entries are checked more, not less.
+        self.run_id = found.get("run_id") or f"unknown-{self.connects + 1}"
+        self.version = found.get("valkey_version") or found.get("redis_version") or ""
+        if former_id and former == self.run_id:
+            await self._exchange(conn, (("CLIENT", "KILL", "ID", former_id),))

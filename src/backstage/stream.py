@@ -1,0 +1,372 @@
+"""The data path to Redis: enqueue, take, finish, renew, reclaim, promote. One keyspace, one consumer group.
+
+Everything here is a verb of docs/protocol.md; what repeats, waits or decides is in the rooms above.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias, Unpack
+
+import msgspec
+import redis.asyncio
+
+from backstage import blobs, wire
+from backstage.errors import BackstageError, ConfigError, RedisRefused
+from backstage.job import Delivery, EnqueueOptions, Job, Named
+from backstage.keys import Keys
+from backstage.lane import Lane, NoGroup, dialer
+from backstage.outcome import Done, Outcome
+from backstage.queue import DEFAULT_QUEUES, RESERVED, Queue, check_name, ordered
+from backstage.reader import Reader
+from backstage.scripts import load, pack
+from backstage.serializer import JsonSerializer, Serializer
+
+log = logging.getLogger("backstage")
+
+CALL_TIMEOUT = 10.0
+"""Seconds that a command may take before its connection counts as dead."""
+
+RELEASED = "~released"
+"""The consumer that owns what was given back: not a process, but a short pending list that all look at every second."""
+
+Held: TypeAlias = dict[str, dict[bytes, Delivery]]
+
+
+class Clock(msgspec.Struct):
+    """The server's clock, as last heard and carried on by our monotonic one. Scripts tell the time in their replies."""
+
+    leap: int = 10_000
+    """A difference of more ms than this is no delay on the way, but a clock that was set."""
+    server_ms: int = 0
+    heard: float = 0.0
+    leapt: float = -1e9
+    """When (monotonic) the server's clock was last found to have run ahead."""
+    went_back: bool = False
+
+    def hear(self, server_ms: int) -> None:
+        """Take over the server's time, and notice where it was set."""
+        ahead = server_ms - self.now() if self.heard else 0
+        self.server_ms, self.heard = server_ms, time.monotonic()
+        if ahead > self.leap:
+            self.leapt = self.heard
+        elif ahead < -self.leap:
+            self.went_back = True
+
+    def now(self) -> int:
+        """Server time in ms; our own clock's until the server was first heard."""
+        if not self.heard:
+            return wire.now_ms()
+        return self.server_ms + int((time.monotonic() - self.heard) * 1000)
+
+
+class Reclaimed(msgspec.Struct, frozen=True):
+    """What a look for abandoned deliveries found in one queue."""
+
+    deliveries: list[Delivery]
+    gone: int
+    """Pending entries whose body somebody had deleted: dropped."""
+    ended: bool
+    """The whole pending list was seen; the next look starts at its beginning."""
+    jumped: bool
+    """The server's clock had run ahead: nothing was taken."""
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """What a finish changed: how many plain ones were not ours any more, and a verdict for each of the others."""
+
+    lost: int
+    verdicts: list[bool | BackstageError]
+
+
+class Stream:
+    """Jobs in one keyspace, seen by one consumer of one group. For those who build their own loop; Worker has one.
+
+    `redis` only tells where the server is: the stream opens connections of its own. `held` has every delivery that was
+    taken and not yet finished, by queue and entry id.
+    """
+
+    def __init__(
+        self,
+        redis: redis.asyncio.Redis,
+        group: str = "backstage-workers",
+        *,
+        queues: Iterable[Queue | str] = DEFAULT_QUEUES,
+        prefix: str = "backstage",
+        consumer: str | None = None,
+        serializer: Serializer | None = None,
+        delete_on_ack: bool = True,
+        connect_timeout: float = 5.0,
+    ) -> None:
+        self.group = check_name(group, "consumer group")
+        self.keys = Keys(prefix)
+        self.queues = ordered(queues)
+        self.consumer = consumer or consumer_name(f"{socket.gethostname()}-{os.getpid()}")
+        if "~" not in self.consumer or self.consumer == RELEASED:
+            raise ConfigError(f"consumer={consumer!r}: must be <worker id>~<nonce>, so that other SDKs' are told apart")
+        self.clock = Clock()
+        self.held: Held = {queue.name: {} for queue in self.queues}
+        self._serializer = serializer or JsonSerializer()
+        self._delete = delete_on_ack
+        dial = dialer(redis, connect_timeout=connect_timeout)
+        self._reads, self._writes, self._sends, self._upkeep = (Lane(dial, timeout=CALL_TIMEOUT) for _ in range(4))
+        self._reader = Reader(self._reads, self.group, self.consumer)
+        self._served: dict[str, str] = {}
+        self._doubt = False
+        self._cursors: dict[str, str] = {}
+        self._streams: dict[str, None] = dict.fromkeys(self.keys.stream(queue.name) for queue in self.queues)
+
+    # ---- life --------------------------------------------------------------------------------------------------------
+
+    async def initialize(self) -> list[str]:
+        """Create the streams and their groups where they are missing. Harmless to repeat.
+
+        Returns the queues that can't be served, because their key holds something else than a stream.
+        """
+        streams = {self.keys.stream(queue.name): queue.name for queue in self.queues}
+        replies = await self._upkeep.many([("XGROUP", "CREATE", key, self.group, "0", "MKSTREAM") for key in streams])
+        served, refused = {}, []
+        for (key, queue), reply in zip(streams.items(), replies, strict=True):
+            text = str(reply)
+            if not isinstance(reply, Exception) or text.startswith("BUSYGROUP"):
+                served[key] = queue
+            elif text.startswith("WRONGTYPE"):
+                refused.append(queue)
+                log.error("queue %s is not served: the key %s holds something else than a stream", queue, key)
+            else:
+                raise blobs.as_error(text)
+        if served != self._served or self._doubt:
+            self._served = served
+            self._reader.serve(served)
+        return refused
+
+    async def aclose(self) -> None:
+        """Drop the connections. What is held stays pending for this consumer, and is reclaimed when its lease ends."""
+        for lane in (self._reads, self._writes, self._sends, self._upkeep):
+            await lane.close()
+
+    async def unblock(self) -> None:
+        """End a `take` that waits for jobs: it returns what it has. Never cancel one: its reply could hold jobs."""
+        if self._reads.client_id:
+            await self._upkeep.many([("CLIENT", "UNBLOCK", self._reads.client_id)])
+
+    # ---- enqueue -----------------------------------------------------------------------------------------------------
+
+    async def enqueue(self, task: str | Named, payload: object = None, **options: Unpack[EnqueueOptions]) -> str | None:
+        """One job; its id, or None where its dedupe key is taken."""
+        job = Job(task, payload, **options)
+        ready = (job, self._serializer.encode(payload).decode(), job.queue or job.route or "default")
+        (verdict,) = await self.send([ready], secrets.token_hex(8), 15_000)
+        if isinstance(verdict, BackstageError):
+            raise verdict
+        return verdict
+
+    async def send(self, jobs: Sequence[blobs.Ready], call: str, marker_ttl: int) -> list[str | BackstageError | None]:
+        """Enqueue a batch: for each job its id, None for a duplicate, or why it was refused.
+
+        Repeated with the same `call` id within `marker_ttl` ms, it adds nothing and answers the same.
+        """
+        keys, blob = blobs.enqueue(self.keys, jobs, call, marker_ttl)
+        refused = await self._sends.script(load("enqueue"), keys, blob)
+        verdicts: list[str | BackstageError | None] = [job._id for job, _, _ in jobs]
+        for at, verdict in zip(refused[::2], refused[1::2], strict=True):
+            verdicts[at - 1] = (
+                None if verdict == 0 else RedisRefused(f"not added: {verdict.decode('utf-8', 'replace')}")
+            )
+        return verdicts
+
+    # ---- take --------------------------------------------------------------------------------------------------------
+
+    async def take(self, room: int, block: int = 0) -> list[Delivery]:
+        """At most about `room` new deliveries, best queue first; waits up to `block` ms where there is none (0: not).
+
+        After an error the next call first brings what a lost reply may have held. Raises RedisUnavailable, RedisRefused.
+        """
+        try:
+            if not self._served or self._doubt:
+                await self.initialize()
+            if self._doubt:
+                found = await self._recover()
+                self._doubt = False
+                if found:
+                    return self._hold(found)
+            return self._hold(await self._reader.take(room, block))
+        except NoGroup:
+            self._served = {}
+            return []
+        except BaseException:
+            self._doubt = True
+            raise
+
+    def job(self, delivery: Delivery) -> Job:
+        """The job in a delivery, its payload as it came. Raises MalformedJob."""
+        payload = wire.payload_of(wire.fields_of(delivery.fields))
+        return wire.decode(delivery, wire.any_payload(payload))
+
+    async def _recover(self) -> list[Delivery]:
+        found: list[Delivery] = []
+        for key, queue in self._served.items():
+            held = [entry_id.decode() for entry_id in self.held[queue]]
+            entries = await self._reads.script(load("recover"), [key], pack((self.group, self.consumer, held)))
+            found += [Delivery(queue, id, fields, times, self._reads.run_id) for id, times, fields in entries]
+        return found
+
+    def _hold(self, deliveries: list[Delivery]) -> list[Delivery]:
+        for delivery in deliveries:
+            self.held[delivery.queue][delivery.entry_id] = delivery
+        return deliveries
+
+    def drop(self, deliveries: Iterable[Delivery]) -> None:
+        """No longer held: finished, or lost to somebody else."""
+        for delivery in deliveries:
+            held = self.held[delivery.queue]
+            if held.get(delivery.entry_id) is delivery:
+                del held[delivery.entry_id]
+
+    # ---- finish ------------------------------------------------------------------------------------------------------
+
+    async def finish(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> list[bool]:
+        """Make outcomes durable; for each whether it was this call that settled it.
+
+        False: settled before (maybe by us), or the delivery is somebody else's by now; nothing was changed then.
+        """
+        settled = await self.settle({}, outcomes)
+        for verdict in settled.verdicts:
+            if isinstance(verdict, BackstageError):
+                raise verdict
+        return [verdict is True for verdict in settled.verdicts]
+
+    async def settle(
+        self, done: Mapping[str, Sequence[Delivery]], others: Sequence[tuple[Delivery, Outcome]]
+    ) -> Settled:
+        """A batch of at most 500: `done` (by queue) ran and asks for nothing more, `others` with what each asks for.
+
+        What is settled, by whomever, is no longer held; what was refused (a key of the wrong type) still is.
+        """
+        server = await self._writes.greet()
+        plain: dict[str, list[str]] = {}
+        suspects: list[tuple[Delivery, Outcome]] = []
+        for queue, deliveries in done.items():
+            plain[queue] = [d.entry_id.decode() for d in deliveries if d.server == server]
+            if len(plain[queue]) != len(deliveries):
+                suspects += [(d, Done()) for d in deliveries if d.server != server]
+        others = [*others, *suspects]
+        batch = blobs.finish(
+            self.keys, plain, others, server,
+            group=self.group, consumer=self.consumer, delete=self._delete, encode=self._encode,
+        )  # fmt: skip
+        lost, *verdicts = await self._writes.script(load("finish"), batch.keys, batch.blob, server=server)
+        for deliveries in done.values():
+            self.drop(d for d in deliveries if d.server == server)
+        answers: list[bool | BackstageError] = []
+        for (delivery, _), verdict in zip(others, verdicts, strict=True):
+            if isinstance(verdict, bytes):
+                answers.append(RedisRefused(f"not finished: {verdict.decode('utf-8', 'replace')}"))
+            else:
+                self.drop((delivery,))
+                answers.append(verdict == 1)
+        wrong = sum(answer is not True for answer in answers[len(others) - len(suspects) :])
+        return Settled(lost + wrong, answers[: len(others) - len(suspects)])
+
+    def _encode(self, payload: object) -> str:
+        return self._serializer.encode(payload).decode()
+
+    # ---- leases ------------------------------------------------------------------------------------------------------
+
+    async def renew(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+        """Begin the leases of these anew; returns those that are no longer ours."""
+        by_stream: dict[str, list[Delivery]] = {}
+        for delivery in deliveries:
+            by_stream.setdefault(self.keys.stream(delivery.queue), []).append(delivery)
+        if not by_stream:
+            return []
+        blob = blobs.renew(self.group, self.consumer, list(by_stream.values()))
+        lost = await self._upkeep.script(load("renew"), list(by_stream), blob)
+        return blobs.lost(list(by_stream.values()), lost)
+
+    async def reclaim(
+        self, room: int, queue: str | None = None, *, idle: int = 30_000, foreign_idle: int = 60_000
+    ) -> list[Delivery]:
+        """Abandoned deliveries of one queue, or of all: given back, or idle for longer than `idle` ms.
+
+        Consumers without `~` in their names (other SDKs') count as dead only after `foreign_idle`: they don't renew.
+        """
+        found: list[Delivery] = []
+        for name in [queue] if queue else [q.name for q in self.queues]:
+            if room > len(found):
+                looked = await self.look(name, room - len(found), idle=idle, foreign_idle=foreign_idle)
+                found += looked.deliveries
+        return found
+
+    async def look(self, queue: str, room: int, *, idle: int, foreign_idle: int, heal: bool = False) -> Reclaimed:
+        """One step through a queue's pending list. `idle` -1 looks only at what was given back.
+
+        A server clock that was set ahead takes nothing: live workers must renew first. `heal`: entries whose idle time
+        stands at 0, for the clock went back, are renewed for their own owners.
+        """
+        latest = self.clock.now() + self.clock.leap if self.clock.heard else 0
+        cursor = self._cursors.get(queue, "-")
+        blob = pack((self.group, self.consumer, idle, foreign_idle, room, cursor, latest, int(heal)))
+        reply = await self._upkeep.script(load("reclaim"), [self.keys.stream(queue)], blob)
+        mark, entries, gone, now = reply
+        self.clock.hear(int(now))
+        if mark == b"NOGROUP":
+            self._served = {}
+        held = self.held[queue]
+        found = [
+            Delivery(queue, entry_id, fields, times, self._upkeep.run_id)
+            for entry_id, times, fields, own in entries
+            if not (own and entry_id in held)
+        ]
+        if idle >= 0 and mark not in (b"JUMPED", b"NOGROUP"):
+            self._cursors[queue] = mark.decode()
+        return Reclaimed(self._hold(found), gone, mark == b"-", mark == b"JUMPED")
+
+    # ---- upkeep ------------------------------------------------------------------------------------------------------
+
+    async def promote(self, limit: int = 250) -> int | None:
+        """Move what is due, until nothing is; returns when the next one is (server time, ms), None where none waits."""
+        fixed = [self.keys.scheduled, self.keys.retries, self.keys.dead_letter("default")]
+        blob = pack((self.keys.prefix, limit, sorted(RESERVED), wire.FIELDS))
+        while True:
+            _, due, missing, now, more = await self._upkeep.script(load("promote"), [*fixed, *self._streams], blob)
+            self.clock.hear(int(now))
+            if not missing and not more:
+                return int(float(due)) if due else None
+            for key in missing:
+                self._streams[key.decode("utf-8", "surrogateescape")] = None
+            while len(self._streams) > 400:  # a bound, should others invent queues without end
+                self._streams.pop(next(iter(self._streams)))
+            await asyncio.sleep(0)
+
+    async def beat(self, worker_id: str, ttl: int, facts: Mapping[str, str]) -> None:
+        """Tell the registry that this worker lives; the entry lapses `ttl` ms after the last beat."""
+        flat = [part for pair in facts.items() for part in pair]
+        keys = [self.keys.workers, self.keys.worker(worker_id)]
+        self.clock.hear(int(await self._upkeep.script(load("beat"), keys, pack((self.consumer, ttl, flat)))))
+
+    async def prune(self, *, idle: int, foreign_idle: int) -> list[tuple[str, int, int, int]]:
+        """For each queue: its name, consumers deleted, entries trimmed, groups on its stream."""
+        found = []
+        for queue in self.queues:
+            blob = pack((self.group, idle, foreign_idle, int(self._delete)))
+            keys = [self.keys.stream(queue.name), self.keys.workers]
+            consumers, trimmed, groups = await self._upkeep.script(load("prune"), keys, blob)
+            found.append((queue.name, consumers, trimmed, groups))
+        return found
+
+    async def leave(self, worker_id: str) -> None:
+        """Take this consumer out of the registry, and out of the groups where it holds nothing."""
+        keys = [self.keys.workers, self.keys.worker(worker_id), *self._served]
+        await self._upkeep.script(load("leave"), keys, pack((self.group, self.consumer)))
+
+
+def consumer_name(worker_id: str) -> str:
+    """`<worker id>~<nonce>`: no two processes ever share one, and ours are told from other SDKs'."""
+    return f"{worker_id}~{secrets.token_hex(4)}"

@@ -1,0 +1,194 @@
+"""Job ⇄ stream fields and scheduled members: the only reader and writer of the wire (docs/protocol.md).
+
+Every SDK of Backstage speaks it, so names and formats here are facts. Fields are read leniently (an odd optional one is
+ignored) and written exactly. The first fields of an entry stand in a fixed order, which the executor's fast path reads
+by position: taskName, payload, enqueuedAt, jobId.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from backstage.durations import LONGEST
+from backstage.errors import BackstageError, MalformedJob
+from backstage.job import Backoff, Delivery, Job
+from backstage.outcome import Again, Dead
+
+_json = msgspec.json.Encoder()
+any_payload = msgspec.json.Decoder().decode
+"""A payload as it came, for those who don't know its task."""
+_NUMBER = re.compile(rb"[0-9]{1,16}")
+
+FIELDS = ("taskName", "payload", "enqueuedAt", "jobId", "attempts", "backoff", "timeout", "attempt", "crashes", "since")
+"""Every field of a job that Backstage knows, in the order in which promote writes them to a stream."""
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """The fields by name; of a name that stands twice the first one counts, as in the fast path."""
+    pairs = iter(flat[::-1])
+    return {name: value for value, name in zip(pairs, pairs, strict=False)}
+
+
+def decode(delivery: Delivery, payload: object = None) -> Job:
+    """The job in a delivery, with `payload` as its payload (already decoded for its task).
+
+    Raises MalformedJob where the task's name is missing or is no text.
+    """
+    fields = fields_of(delivery.fields)
+    try:
+        task = fields[b"taskName"].decode()
+    except (KeyError, UnicodeDecodeError):
+        raise MalformedJob("the entry has no readable taskName") from None
+    job = Job.__new__(Job)
+    job._task, job.route, job._payload, job._queue = task, None, payload, delivery.queue
+    job._delay = job._dedupe = None
+    job._attempts = _number(fields, b"attempts", 1)
+    job._timeout = _number(fields, b"timeout", 1)
+    job._backoff = _backoff(fields.get(b"backoff"))
+    job.plain = False
+    job._id = job_id(delivery, fields)
+    ms = _number(fields, b"enqueuedAt", 0)
+    job.enqueued_at = None if ms is None else _instant(ms)
+    job.attempt = _number(fields, b"attempt", 0) or 0
+    job.crashes = _number(fields, b"crashes", 0) or 0
+    job.since = _number(fields, b"since", 1)
+    return job
+
+
+def payload_of(fields: dict[bytes, bytes]) -> bytes:
+    """The payload's JSON text; raises MalformedJob where there is none."""
+    try:
+        return fields[b"payload"]
+    except KeyError:
+        raise MalformedJob("the entry has no payload") from None
+
+
+def job_id(delivery: Delivery, fields: dict[bytes, bytes]) -> str:
+    """The job's own id; of an entry without one (another SDK wrote it) `<queue>:<entry id>`."""
+    own = fields.get(b"jobId")
+    return own.decode("utf-8", "replace") if own else f"{delivery.queue}:{delivery.entry_id.decode()}"
+
+
+def _number(fields: dict[bytes, bytes], name: bytes, minimum: int) -> int | None:
+    """A whole number, or None: odd optional fields of others (`1.5`, `null`, `1e400`) are ignored."""
+    text = fields.get(name)
+    if text is None or not _NUMBER.fullmatch(text):
+        return None
+    value = int(text)
+    return value if minimum <= value <= LONGEST else None
+
+
+def _instant(ms: int) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def _backoff(text: bytes | None) -> Backoff | None:
+    """`{"type", "delay", "maxDelay"}`; a maxDelay of 0 means none (another SDK always writes the field)."""
+    if text is None:
+        return None
+    try:
+        raw = msgspec.json.decode(text)
+        return Backoff(raw["type"], raw.get("delay", 1000), raw.get("maxDelay") or None, raw.get("jitter", 0.0))
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError, RecursionError, BackstageError):
+        return None
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def backoff_text(backoff: Backoff) -> str:
+    wire: dict[str, Any] = {"type": backoff.type, "delay": backoff.delay}
+    if backoff.max_delay is not None:
+        wire["maxDelay"] = backoff.max_delay
+    if backoff.jitter:
+        wire["jitter"] = backoff.jitter
+    return _json.encode(wire).decode()
+
+
+def options(job: Job) -> list[str]:
+    """The optional fields of a stream entry, flat: only what the caller gave."""
+    flat: list[str] = []
+    if job.attempts is not None:
+        flat += ("attempts", str(job.attempts))
+    if job.backoff is not None:
+        flat += ("backoff", backoff_text(job.backoff))
+    if job.timeout is not None:
+        flat += ("timeout", str(job.timeout))
+    return flat
+
+
+def member(job: Job, payload: str, stream: str, queue: str) -> str:
+    """A scheduled member for a job that is enqueued with a delay."""
+    wire: dict[str, Any] = {
+        "taskName": job.task, "payload": payload, "enqueuedAt": now_ms(), "streamKey": stream, "priority": queue,
+    }  # fmt: skip
+    if job.attempts is not None:
+        wire["attempts"] = job.attempts
+    if job.backoff is not None:
+        wire["backoff"] = backoff_text(job.backoff)
+    if job.timeout is not None:
+        wire["timeout"] = job.timeout
+    wire["jobId"] = job.id
+    return _json.encode(wire).decode()
+
+
+def retry_member(delivery: Delivery, again: Again, stream: str) -> str:
+    """A member of `retries`: the delivery's own fields, with its counts brought up to date.
+
+    Raises MalformedJob where JSON can't carry the bytes of a field; the job belongs in the dead letter then.
+    """
+    fields = fields_of(delivery.fields)
+    try:
+        wire: dict[str, Any] = {name.decode(): value.decode() for name, value in fields.items()}
+    except UnicodeDecodeError as exc:
+        raise MalformedJob(f"a field is not UTF-8: {exc}") from None
+    wire["jobId"] = job_id(delivery, fields)
+    for name, minimum in (("enqueuedAt", 0), ("attempts", 1), ("timeout", 1)):
+        number = _number(fields, name.encode(), minimum)
+        if number is not None:
+            wire[name] = number
+    failed = (_number(fields, b"attempt", 0) or 0) + again.counts
+    crashes = (_number(fields, b"crashes", 0) or 0) + delivery.times - 1
+    for name, value in (("attempt", failed), ("crashes", crashes), ("since", again.since)):
+        wire.pop(name, None)
+        if value:
+            wire[name] = value
+    wire["streamKey"], wire["priority"] = stream, delivery.queue
+    return _json.encode(wire).decode()
+
+
+def dead_fields(delivery: Delivery, dead: Dead) -> list[str]:
+    """What a dead-letter entry has beyond the job's own fields, flat; the script adds `deadLetteredAt`."""
+    flat = ["originalId", delivery.entry_id.decode(), "deliveryCount", str(delivery.times)]
+    flat += ("queue", delivery.queue, "reason", dead.reason)
+    if dead.error:
+        flat += ("error", _bounded(dead.error, 2_000))
+    if dead.traceback:
+        flat += ("traceback", _bounded(dead.traceback, 16_000))
+    if b"jobId" not in delivery.fields[::2]:
+        flat += ("jobId", job_id(delivery, {}))
+    return flat
+
+
+def _bounded(text: str, limit: int) -> str:
+    """At most `limit` characters that UTF-8 can carry, the middle left out: both ends of an error tell most."""
+    text = text.encode("utf-8", "replace").decode()
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}\n… {len(text) - limit} characters …\n{text[-limit // 2 :]}"
