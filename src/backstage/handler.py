@@ -41,7 +41,7 @@ def read_handler(name: str, fn: Callable[..., Any], run_type: type) -> Handler:
     is_async = _is_async(fn, refuse)
     try:
         parameters = list(inspect.signature(fn).parameters.values())
-    except (ValueError, NameError) as error:
+    except (ValueError, TypeError, NameError) as error:
         refuse(f"its parameters can't be read ({error}): wrap it in a function of your own")
     hints = {p.name: _hint(p, fn, refuse) for p in parameters}
     payload = parameters[0] if parameters and _is_payload(parameters[0], hints, run_type) else None

@@ -11,6 +11,7 @@ import types
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import (
+    TYPE_CHECKING,
     Any,
     Concatenate,
     Generic,
@@ -118,8 +119,13 @@ class Task(Generic[P, E, R]):
         self._registry = home
         functools.update_wrapper(self, fn, updated=())
 
-    def __call__(self, payload: P, /, *args: E.args, **kwargs: E.kwargs) -> R:
-        return self.fn(payload, *args, **kwargs)
+    if TYPE_CHECKING:
+
+        def __call__(self, payload: P, /, *args: E.args, **kwargs: E.kwargs) -> R: ...
+    else:  # a call is the function's own: the payload by keyword, or left to its default, works too
+
+        def __call__(self, *args, **kwargs):
+            return self.fn(*args, **kwargs)
 
     @overload
     async def enqueue(
@@ -158,8 +164,11 @@ class Task(Generic[P, E, R]):
 class NoPayload(Task[None, E, R]):
     """A task whose handler takes no payload."""
 
-    def __call__(self, *args: E.args, **kwargs: E.kwargs) -> R:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.fn(*args, **kwargs)
+    if TYPE_CHECKING:
+
+        def __call__(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+            self, *args: E.args, **kwargs: E.kwargs
+        ) -> R: ...
 
 
 AnyTask: TypeAlias = Task[Any, ..., Any]
