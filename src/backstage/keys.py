@@ -5,15 +5,20 @@ from __future__ import annotations
 from backstage.errors import ConfigError
 
 
+def check_prefix(prefix: str, name: str = "prefix") -> str:
+    """The prefix itself, or ConfigError, which calls it by `name`: an option or a variable of the environment."""
+    if not isinstance(prefix, str) or not 1 <= len(prefix) <= 256 or not prefix.isprintable():
+        raise ConfigError(f"{name}={prefix!r}: must be 1 to 256 printable characters")
+    return prefix
+
+
 class Keys:
     """The keys of one keyspace. With a hash-tagged prefix (`{backstage}`) all of them live in one slot of a cluster."""
 
     __slots__ = ("broadcast", "cron", "prefix", "retries", "scheduled", "workers")
 
     def __init__(self, prefix: str) -> None:
-        if not isinstance(prefix, str) or not 1 <= len(prefix) <= 256 or not prefix.isprintable():
-            raise ConfigError(f"prefix={prefix!r}: must be 1 to 256 printable characters")
-        self.prefix = prefix
+        self.prefix = check_prefix(prefix)
         self.scheduled = f"{prefix}:scheduled"
         self.retries = f"{prefix}:retries"
         self.broadcast = f"{prefix}:broadcast"
