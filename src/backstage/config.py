@@ -131,8 +131,9 @@ def _flag(value: Any, name: str) -> bool:
 
 
 def _listed(value: Any, name: str, of: str, fits: Callable[[Any], bool]) -> tuple[Any, ...]:
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise ConfigError(f"{name}={value!r}: must be a list of {of}, like [{value!r}]")
+    if fits(value) or isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        hint = f", like [{value!r}]" if fits(value) else ""
+        raise ConfigError(f"{name}={value!r}: must be a list of {of}{hint}")
     items = tuple(value)
     for item in items:
         if not fits(item):
@@ -177,7 +178,9 @@ def _url(value: Any, name: str) -> str | None:
         try:
             problem = _problem(value, urlsplit(value))
         except ValueError:
-            problem = "the host, port or query can't be read (percent-encode special characters in a password)"
+            problem = (
+                "the host, port (1 to 65535) or query can't be read (percent-encode special characters in a password)"
+            )
     if problem:
         raise ConfigError(
             f"{name}: {problem}; it must look like redis://user:password@host:6379/0, rediss://… (TLS), "
@@ -191,7 +194,7 @@ def _problem(url: str, parts: SplitResult) -> str:
     if not url.isprintable() or " " in url:
         return "contains a space or a control character"
     if not url.startswith(("redis://", "rediss://", "unix://", "embedded://")):
-        scheme = re.match(r"[a-z][a-z0-9+-]{0,20}(?=://)", url)
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+-]{0,20}(?=://)", url)
         return f"unknown scheme {scheme[0]!r}" if scheme else "has no scheme"
     if parts.fragment:
         return "contains a # (percent-encode special characters in a password)"
