@@ -362,10 +362,10 @@ class WorkerConfig(RedisConfig):
         self._set(options)
 
     @classmethod
-    def from_env(cls, **overrides: Unpack[WorkerOptions]) -> Self:
+    def from_env(cls, **overrides: Unpack[WorkerOptions]) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         return cls._with_env(overrides)
 
-    def replace(self, **overrides: Unpack[WorkerOptions]) -> Self:
+    def replace(self, **overrides: Unpack[WorkerOptions]) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._with(overrides)
 
     @property

@@ -94,9 +94,10 @@ def _from_builtins(cls: Any, value: Any) -> Any:
     try:
         return cls.model_validate(value)
     except ValueError as error:
-        if not callable(errors := getattr(error, "errors", None)):
+        errors: Any = getattr(error, "errors", None)
+        if not callable(errors):
             raise
-        found = errors(include_url=False, include_context=False, include_input=False)
+        found: Any = errors(include_url=False, include_context=False, include_input=False)
         raise ValueError("; ".join(f"{_path(e['loc'])}: {e['msg']}" for e in found)) from None
 
 
