@@ -50,7 +50,7 @@ local function same(item)                  -- after a restart that lost writes, 
   local e = call('XRANGE', KEYS[item[2]], item[4], item[4])
   if not e[1] then return false end
   for i = 1, #e[1][2], 2 do
-    if e[1][2][i] == 'jobId' then return e[1][2][i + 1] == item[6] end
+    if e[1][2][i] == 'jobId' and e[1][2][i + 1] ~= '' then return e[1][2][i + 1] == item[6] end
   end
   return string.sub(item[6], -#item[4] - 1) == ':' .. item[4]
 end
@@ -92,8 +92,9 @@ function apply.dead(item)
   local error = wrong(item[7], 'stream')
   if error then return error end
   local e = call('XRANGE', KEYS[item[2]], item[4], item[4])
-  if not ours(item) or not take(item) then return 0 end
   local fields = e[1] and e[1][2] or item[9]
+  for i = #fields, 7801, -1 do fields[i] = nil end  -- Lua can't pass 8000 arguments on: it would fail after the XACK
+  if not ours(item) or not take(item) then return 0 end
   for _, part in ipairs(item[8]) do fields[#fields + 1] = part end
   call('XADD', KEYS[item[7]], '*', 'deadLetteredAt', now, unpack(fields))
   return 1

@@ -9,6 +9,6 @@ for i = 3, #KEYS do
   if pending[1] then left = left + 1
   elseif not pending.err then call('XGROUP', 'DELCONSUMER', KEYS[i], b[1], b[2]) end
 end
-call('ZREM', KEYS[1], b[2])
+redis.pcall('ZREM', KEYS[1], b[2])
 call('DEL', KEYS[2])
 return left

@@ -34,7 +34,7 @@ local function stream(job)                 -- other SDKs' queues may have any na
   if type(key) ~= 'string' then key = prefix .. (text(job.priority) or 'default') end
   if string.sub(key, 1, #prefix) ~= prefix then return nil end
   local queue = string.sub(key, #prefix + 1)
-  if queue == '' or #queue > 512 or string.find(queue, ':dead-letter$') then return nil end
+  if queue == '' or #queue > 512 or string.find(queue, ':dead%-letter$') then return nil end
   return not reserved[string.match(queue, '^[^:]*')] and key or nil
 end
 
@@ -62,9 +62,8 @@ local function promote(set, member)
     missing[key] = true
     return
   end
-  local f
-  if key then f = fields(job)
-  else
+  local f = key and fields(job)
+  if not f or #f > 7900 then               -- Lua can't pass 8000 arguments on: it would fail after the ZREM
     key, f = KEYS[3], {'raw', member, 'reason', 'malformed', 'error', 'a scheduled member that is no job',
                        'queue', 'default', 'deadLetteredAt', stamp}
   end
@@ -76,7 +75,7 @@ end
 
 local due = ''
 for i = 1, 2 do
-  if not redis.pcall('ZCARD', KEYS[i]).err then
+  if call('TYPE', KEYS[i]).ok == 'zset' then
     local members = call('ZRANGEBYSCORE', KEYS[i], '-inf', stamp, 'LIMIT', 0, limit)
     for _, member in ipairs(members) do promote(KEYS[i], member) end
     if #members == limit then more = 1 end

@@ -23,12 +23,15 @@ for _, c in ipairs(found) do
   end
 end
 if b[4] == 1 and #groups == 1 then
-  local pending, last = call('XPENDING', KEYS[1], group), nil
+  local pending, last = call('XPENDING', KEYS[1], group), '0-0'
   for i = 1, #groups[1], 2 do if groups[1][i] == 'last-delivered-id' then last = groups[1][i + 1] end end
-  if pending[1] > 0 then trimmed = call('XTRIM', KEYS[1], 'MINID', pending[2])
-  elseif last and last ~= '0-0' then
-    local ms, seq = string.match(last, '^(%d+)-(%d+)$')
-    trimmed = call('XTRIM', KEYS[1], 'MINID', ms .. '-' .. string.format('%.0f', tonumber(seq) + 1))
+  local ms, seq = string.match(last, '^(%d+)-(%d+)$')
+  local past = ms .. '-' .. (#seq > 15 and seq or string.format('%.0f', seq + 1))
+  if pending[1] > 0 then                   -- the lower of both: after an XGROUP SETID what is between runs again
+    local pms, pseq = string.match(pending[2], '^(%d+)-(%d+)$')
+    local d = pms - ms
+    if d < 0 or d == 0 and pseq - seq <= 0 then past = pending[2] end
   end
+  trimmed = call('XTRIM', KEYS[1], 'MINID', past)
 end
 return {deleted, trimmed, #groups}
