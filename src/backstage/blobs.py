@@ -113,7 +113,8 @@ def _effects(
             for job in jobs:
                 queue = job.queue or job.route or "default"
                 stream = number(keys.stream(queue))
-                successors.append(_special(keys, number, stream, job, encode(job.payload), queue))
+                payload = bytes(job.payload).decode() if isinstance(job.payload, msgspec.Raw) else encode(job.payload)
+                successors.append(_special(keys, number, stream, job, payload, queue))
             return "done", number(keys.scheduled), successors
         case Again(delay=delay):
             try:

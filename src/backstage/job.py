@@ -1,4 +1,4 @@
-"""Jobs as values: what a caller asks for (`Job`, `Next`, `Backoff`, `Dedupe`), what a worker holds (`Delivery`). No I/O."""
+"""Jobs as values: what callers ask for (`Job`, `Next`, `Backoff`, `Dedupe`), what a worker holds (`Delivery`)."""
 
 from __future__ import annotations
 

@@ -13,13 +13,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import redis.asyncio
+import redis.backoff
+import redis.connection
 import redis.exceptions
+import redis.retry
 from redis.asyncio.connection import AbstractConnection
+from redis.connection import AbstractConnection as _SyncConnection
 
 from backstage.errors import BackstageError, RedisRefused, RedisUnavailable
 from backstage.scripts import Script
 
 Argument: TypeAlias = str | bytes | int
+SyncConnection: TypeAlias = _SyncConnection
 Dial: TypeAlias = Callable[[], AbstractConnection]
 
 AWAY = frozenset(
@@ -33,6 +38,13 @@ _ADDRESS = frozenset(
 )  # fmt: skip
 
 
+_SYNC: dict[str, Callable[..., SyncConnection]] = {
+    "Connection": redis.connection.Connection,
+    "SSLConnection": redis.connection.SSLConnection,
+    "UnixDomainSocketConnection": redis.connection.UnixDomainSocketConnection,
+}
+
+
 class NoGroup(BackstageError):
     """The stream or its consumer group is gone (a flush, a failover): to be created again."""
 
@@ -40,28 +52,24 @@ class NoGroup(BackstageError):
 def translate(error: BaseException) -> BackstageError:
     """A driver's error as ours: away for now, refused, or no group. The driver's texts carry no secrets."""
     if isinstance(error, redis.exceptions.ResponseError):
-        text = str(error)
+        text = f"{error.status_code or ''} {error}".lstrip()  # the driver cuts off the first words that it knows
         word = text.split(" ", 1)[0]
         if word == "NOGROUP" or "NOGROUP" in text[:200]:
             return NoGroup(text)
-        if word in AWAY or isinstance(error, (redis.exceptions.ReadOnlyError, redis.exceptions.TryAgainError)):
+        if word in AWAY:
             return RedisUnavailable(f"Redis can't serve this now: {text}")
         return RedisRefused(f"Redis refused: {text}")
     if isinstance(error, (redis.exceptions.AuthenticationError, redis.exceptions.AuthorizationError)):
         return RedisRefused(f"Redis refused the login: {error}")
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return RedisUnavailable(f"Redis is loading its data: {error}")
-    return RedisUnavailable(f"no answer from Redis: {error or type(error).__name__}")
+    return RedisUnavailable(f"no answer from Redis: {str(error) or type(error).__name__}")
 
 
 def dialer(client: redis.asyncio.Redis, *, connect_timeout: float) -> Dial:
     """How to open more connections to where `client` points, with none of its retries and timeouts (seconds)."""
     pool = client.connection_pool
-    given = {k: v for k, v in pool.connection_kwargs.items() if k in _ADDRESS or k.startswith("ssl_")}
-    if "path" in given:
-        given = {k: v for k, v in given.items() if not k.startswith("socket_keepalive")}
-    else:
-        given.setdefault("socket_keepalive", True)
+    given = _address(client)
 
     def dial() -> AbstractConnection:
         connection: AbstractConnection = pool.connection_class(
@@ -75,6 +83,28 @@ def dialer(client: redis.asyncio.Redis, *, connect_timeout: float) -> Dial:
         return connection
 
     return dial
+
+
+def sync_dialer(client: redis.asyncio.Redis, *, timeout: float) -> Callable[[], SyncConnection]:
+    """The same for a thread: blocking connections, which give up after `timeout` seconds."""
+    plain, given = _SYNC[client.connection_pool.connection_class.__name__], _address(client)
+
+    def dial() -> SyncConnection:
+        return plain(
+            **given, protocol=2, decode_responses=False, socket_timeout=timeout, socket_connect_timeout=timeout,
+            retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
+        )  # fmt: skip
+
+    return dial
+
+
+def _address(client: redis.asyncio.Redis) -> dict[str, Any]:
+    kwargs = client.connection_pool.connection_kwargs
+    given = {k: v for k, v in kwargs.items() if k in _ADDRESS or k.startswith("ssl_")}
+    if "path" in given:
+        return {k: v for k, v in given.items() if not k.startswith("socket_keepalive")}
+    given.setdefault("socket_keepalive", True)
+    return given
 
 
 class Lane:
@@ -120,7 +150,9 @@ class Lane:
                 raise
             raise translate(exc) from exc
 
-    async def script(self, script: Script, keys: Sequence[str], blob: bytes, *, server: str | None = None) -> Any:
+    async def script(
+        self, script: Script, keys: Sequence[str | bytes], blob: bytes, *, server: str | None = None
+    ) -> Any:
         """Run a script on its keys and its one MessagePack blob; loads it where the server doesn't have it."""
         if script.sha not in self._loaded:
             await self.call("SCRIPT", "LOAD", script.text)
@@ -178,7 +210,7 @@ class Lane:
                 return self._conn
             conn = self._dial()
             try:
-                await conn.connect()
+                await conn.connect()  # type: ignore[no-untyped-call]
                 self._turn = None
                 await self._greet(conn)
             except BaseException:
@@ -191,16 +223,17 @@ class Lane:
 
     async def _greet(self, conn: AbstractConnection) -> None:
         """Who answers? And if it's the server of before, the connection that was lost there must not take more jobs."""
-        former, former_id = self.run_id, self.client_id
         number, info = await self._exchange(conn, (("CLIENT", "ID"), ("INFO", "server")))
         for reply in (number, info):
             if isinstance(reply, redis.exceptions.ResponseError) and translate(reply).__class__ is RedisUnavailable:
                 raise reply
-        self.client_id = number if isinstance(number, int) else 0
         text = info.decode("utf-8", "replace") if isinstance(info, bytes) else ""
         found = dict(re.findall(r"^(run_id|redis_version|valkey_version):(\S+)", text, re.MULTILINE))
         # A server that doesn't tell (no permission) counts as a new one each time: entries are checked more, not less.
-        self.run_id = found.get("run_id") or f"unknown-{self.connects + 1}"
+        run_id = found.get("run_id") or f"unknown-{self.connects + 1}"
+        if self.client_id and run_id == self.run_id:
+            await self._exchange(conn, (("CLIENT", "KILL", "ID", self.client_id),))
+        # Only now: should the answer to the KILL be lost, the next greeting knows whom to kill.
+        self.client_id = number if isinstance(number, int) else 0
+        self.run_id = run_id
         self.version = found.get("valkey_version") or found.get("redis_version") or ""
-        if former_id and former == self.run_id:
-            await self._exchange(conn, (("CLIENT", "KILL", "ID", former_id),))

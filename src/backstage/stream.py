@@ -16,12 +16,13 @@ from typing import TypeAlias, Unpack
 
 import msgspec
 import redis.asyncio
+import redis.exceptions
 
 from backstage import blobs, wire
 from backstage.errors import BackstageError, ConfigError, RedisRefused
 from backstage.job import Delivery, EnqueueOptions, Job, Named
 from backstage.keys import Keys
-from backstage.lane import Lane, NoGroup, dialer
+from backstage.lane import Lane, NoGroup, dialer, translate
 from backstage.outcome import Done, Outcome
 from backstage.queue import DEFAULT_QUEUES, RESERVED, Queue, check_name, ordered
 from backstage.reader import Reader
@@ -118,29 +119,36 @@ class Stream:
         self._reads, self._writes, self._sends, self._upkeep = (Lane(dial, timeout=CALL_TIMEOUT) for _ in range(4))
         self._reader = Reader(self._reads, self.group, self.consumer)
         self._served: dict[str, str] = {}
+        self.refused: list[str] = []
         self._doubt = False
         self._cursors: dict[str, str] = {}
-        self._streams: dict[str, None] = dict.fromkeys(self.keys.stream(queue.name) for queue in self.queues)
+        self._streams: dict[str | bytes, None] = dict.fromkeys(self.keys.stream(queue.name) for queue in self.queues)
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
     async def initialize(self) -> list[str]:
         """Create the streams and their groups where they are missing. Harmless to repeat.
 
-        Returns the queues that can't be served, because their key holds something else than a stream.
+        Returns the queues that can't be served: their key holds something else than a stream, or memory is full.
         """
         streams = {self.keys.stream(queue.name): queue.name for queue in self.queues}
         replies = await self._upkeep.many([("XGROUP", "CREATE", key, self.group, "0", "MKSTREAM") for key in streams])
-        served, refused = {}, []
+        if any(isinstance(reply, redis.exceptions.OutOfMemoryError) for reply in replies):
+            # Refused even where the group is there. Reading needs no memory, and finishing what is read frees some.
+            replies = await self._upkeep.many([("XPENDING", key, self.group) for key in streams])
+        served: dict[str, str] = {}
+        refused: list[str] = []
         for (key, queue), reply in zip(streams.items(), replies, strict=True):
             text = str(reply)
             if not isinstance(reply, Exception) or text.startswith("BUSYGROUP"):
                 served[key] = queue
-            elif text.startswith("WRONGTYPE"):
+            elif text.startswith(("WRONGTYPE", "NOGROUP")):
                 refused.append(queue)
-                log.error("queue %s is not served: the key %s holds something else than a stream", queue, key)
+                why = "holds something else than a stream" if text[0] == "W" else "can't be made, memory is full"
+                log.error("queue %s is not served: the key %s %s", queue, key, why)
             else:
-                raise blobs.as_error(text)
+                raise translate(reply)
+        self.refused = refused
         if served != self._served or self._doubt:
             self._served = served
             self._reader.serve(served)
@@ -150,6 +158,11 @@ class Stream:
         """Drop the connections. What is held stays pending for this consumer, and is reclaimed when its lease ends."""
         for lane in (self._reads, self._writes, self._sends, self._upkeep):
             await lane.close()
+
+    @property
+    def server_version(self) -> str:
+        """As the server tells it; empty where it doesn't."""
+        return self._upkeep.version
 
     async def unblock(self) -> None:
         """End a `take` that waits for jobs: it returns what it has. Never cancel one: its reply could hold jobs."""
@@ -184,9 +197,9 @@ class Stream:
     # ---- take --------------------------------------------------------------------------------------------------------
 
     async def take(self, room: int, block: int = 0) -> list[Delivery]:
-        """At most about `room` new deliveries, best queue first; waits up to `block` ms where there is none (0: not).
+        """At most about `room` new deliveries, best queue first; waits up to `block` ms where there is none.
 
-        After an error the next call first brings what a lost reply may have held. Raises RedisUnavailable, RedisRefused.
+        After an error the next call first brings what a lost reply may have held. Raises RedisUnavailable.
         """
         try:
             if not self._served or self._doubt:
@@ -198,7 +211,7 @@ class Stream:
                     return self._hold(found)
             return self._hold(await self._reader.take(room, block))
         except NoGroup:
-            self._served = {}
+            self._served, self._doubt = {}, True  # other queues of the same pass may have answered with jobs
             return []
         except BaseException:
             self._doubt = True
@@ -316,7 +329,7 @@ class Stream:
         reply = await self._upkeep.script(load("reclaim"), [self.keys.stream(queue)], blob)
         mark, entries, gone, now = reply
         self.clock.hear(int(now))
-        if mark == b"NOGROUP":
+        if mark == b"NOGROUP" and queue not in self.refused:
             self._served = {}
         held = self.held[queue]
         found = [
@@ -338,9 +351,9 @@ class Stream:
             _, due, missing, now, more = await self._upkeep.script(load("promote"), [*fixed, *self._streams], blob)
             self.clock.hear(int(now))
             if not missing and not more:
-                return int(float(due)) if due else None
+                return None if due in (b"", b"inf") else int(float(due))
             for key in missing:
-                self._streams[key.decode("utf-8", "surrogateescape")] = None
+                self._streams[_text(key)] = None
             while len(self._streams) > 400:  # a bound, should others invent queues without end
                 self._streams.pop(next(iter(self._streams)))
             await asyncio.sleep(0)
@@ -365,6 +378,14 @@ class Stream:
         """Take this consumer out of the registry, and out of the groups where it holds nothing."""
         keys = [self.keys.workers, self.keys.worker(worker_id), *self._served]
         await self._upkeep.script(load("leave"), keys, pack((self.group, self.consumer)))
+
+
+def _text(key: bytes) -> str | bytes:
+    """A key that others named, as text where it is some, so that each has one name here."""
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key
 
 
 def consumer_name(worker_id: str) -> str:

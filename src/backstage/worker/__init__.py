@@ -1,0 +1,1 @@
+"""The worker: small parts, one a module, wired in worker.py."""

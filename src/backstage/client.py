@@ -1,0 +1,212 @@
+"""Client: enqueues jobs. It opens what it needs at the first call, and anew in a new event loop or after a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Self, Unpack, overload
+
+from redis.asyncio import Redis
+
+from backstage.blobs import Ready
+from backstage.config import RedisConfig, RedisOptions
+from backstage.connection import Connector, close
+from backstage.durations import Duration, until
+from backstage.errors import BackstageError, ConfigError, PayloadTooLarge
+from backstage.job import AnyDedupe, EnqueueOptions, Job, JobOptions, Next, ScheduleOptions
+from backstage.outbox import Outbox, chunks
+from backstage.stream import Stream
+from backstage.task import AnyTask, E, P, Payloadless, R, Task, TaskRegistry
+
+BULK_IN_FLIGHT = 2
+"""Calls of `enqueue_many` on their way at once: the next is encoded while the server runs the last."""
+
+
+class Link:
+    """What one event loop of one process has open."""
+
+    def __init__(self, client: Redis, stream: Stream, outbox: Outbox) -> None:
+        self.redis, self.stream, self.outbox = client, stream, outbox
+        self.loop, self.pid = asyncio.get_running_loop(), os.getpid()
+
+    @property
+    def usable(self) -> bool:
+        return self.loop is asyncio.get_running_loop() and self.pid == os.getpid()
+
+    async def close(self) -> None:
+        await self.outbox.drain()
+        await self.stream.aclose()
+        await close(self.redis)
+
+
+class Client:
+    """Enqueues jobs: `async with Client() as client: await client.enqueue("email.send", {"to": …})`.
+
+    `Client(**options)` takes what isn't given from the environment; `Client(config)` reads no environment. `tasks` are
+    registries whose tasks this process knows: a job goes to its task's own queue, and `task.enqueue` comes here.
+    """
+
+    def __init__(
+        self,
+        config: RedisConfig | None = None,
+        *,
+        tasks: Iterable[TaskRegistry] = (),
+        **options: Unpack[RedisOptions],
+    ) -> None:
+        self._set_up(RedisConfig.from_env(**options) if config is None else config.replace(**options))
+        self._registry.include(*tasks)
+
+    def _set_up(self, config: RedisConfig) -> None:
+        self._config = config
+        self._connector = Connector(config)
+        self._link: Link | None = None
+        self._registry = TaskRegistry()
+        self._registry.bind(self)
+
+    @property
+    def config(self) -> RedisConfig:
+        """What holds: arguments, environment, defaults, in that order."""
+        return self._config
+
+    @property
+    def redis(self) -> Redis:
+        """A redis-py client for the same server, opened in the running event loop."""
+        return self._open().redis
+
+    @overload
+    async def enqueue(
+        self, task: Payloadless[E, R], payload: None = None, *, dedupe: None = None, **options: Unpack[JobOptions]
+    ) -> str: ...
+    @overload
+    async def enqueue(
+        self, task: Payloadless[E, R], payload: None = None, *, dedupe: AnyDedupe, **options: Unpack[JobOptions]
+    ) -> str | None: ...
+    @overload
+    async def enqueue(
+        self, task: Task[P, E, R], payload: P, *, dedupe: None = None, **options: Unpack[JobOptions]
+    ) -> str: ...
+    @overload
+    async def enqueue(
+        self, task: Task[P, E, R], payload: P, *, dedupe: AnyDedupe, **options: Unpack[JobOptions]
+    ) -> str | None: ...
+    @overload
+    async def enqueue(
+        self, task: str, payload: object = None, *, dedupe: None = None, **options: Unpack[JobOptions]
+    ) -> str: ...
+    @overload
+    async def enqueue(
+        self, task: str, payload: object = None, *, dedupe: AnyDedupe, **options: Unpack[JobOptions]
+    ) -> str | None: ...
+    async def enqueue(
+        self, task: str | AnyTask, payload: object = None, **options: Unpack[EnqueueOptions]
+    ) -> str | None:
+        """Ask for a job. Returns its id; None where its dedupe key is taken. When it returns, the server has the job.
+
+        Raises NotSerializable, PayloadTooLarge, InvalidName or ConfigError before anything is sent, and
+        RedisUnavailable after `connect_timeout`: the job may have arrived all the same.
+        """
+        return await self._put(Job(task, payload, **options))
+
+    async def enqueue_many(self, jobs: Iterable[Job]) -> list[str | None]:
+        """Ask for many jobs; their ids in the order given, None for duplicates.
+
+        All are checked before anything is sent. Then they travel in calls of 500: after RedisUnavailable some may have
+        arrived, all before the first that is missing but for the last call or two.
+        """
+        ready = [self._ready(job) for job in jobs]
+        if self._link is None or not self._link.usable:
+            await self._connector.mend()
+        outbox = self._open().outbox
+        verdicts: list[str | BackstageError | None] = []
+        sending: deque[asyncio.Task[list[str | BackstageError | None]]] = deque()
+        try:
+            for chunk in chunks(ready):
+                sending.append(asyncio.create_task(outbox.deliver(chunk)))
+                await asyncio.sleep(0)  # it leaves now, not after the next one is encoded
+                if len(sending) == BULK_IN_FLIGHT:
+                    verdicts += await sending[0]
+                    sending.popleft()
+            while sending:
+                verdicts += await sending[0]
+                sending.popleft()
+        finally:
+            for task in sending:
+                task.cancel()
+            await asyncio.gather(*sending, return_exceptions=True)
+        refused = [verdict for verdict in verdicts if isinstance(verdict, BackstageError)]
+        if refused:
+            raise type(refused[0])(f"{len(refused)} of {len(verdicts)} jobs were refused, the first one: {refused[0]}")
+        return [verdict for verdict in verdicts if not isinstance(verdict, BackstageError)]
+
+    async def schedule(
+        self, task: str | AnyTask, payload: object, when: Duration | datetime, **options: Unpack[ScheduleOptions]
+    ) -> str | None:
+        """As `enqueue`, for a moment: a duration from now, or an aware datetime (one that has passed means now)."""
+        return await self._put(Job(task, payload, delay=until(when, "when"), **options))
+
+    def configure(self, **options: Unpack[RedisOptions]) -> None:
+        """Change settings before the first connection (the command line's `--url`, tests). ConfigError after it."""
+        self._reconfigure(self._config.replace(**options))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Send what waits, close the connections, leave an embedded server. A call after it opens them again."""
+        link, self._link = self._link, None
+        if link is not None and link.usable:
+            await link.close()
+        await asyncio.to_thread(self._connector.leave)
+
+    # ---- for Worker, Scheduler, Broadcast and Inspector --------------------------------------------------------------
+
+    def _reconfigure(self, config: RedisConfig) -> None:
+        if self._link is not None:
+            raise ConfigError("configure() comes too late: this client has connected already")
+        self._config, self._connector = config, Connector(config)
+
+    async def _put(self, job: Job) -> str | None:
+        ready = self._ready(job)
+        if self._link is None or not self._link.usable:
+            await self._connector.mend()
+        return await self._open().outbox.put(ready)
+
+    def _ready(self, request: Job | Next) -> Ready:
+        """A job as it will be sent: encoded, checked and routed. Its own queue, its task's, or `default`."""
+        job = request.job() if isinstance(request, Next) else request
+        payload = self._config.serializer.encode(job._payload)
+        if len(payload) > self._config.max_payload:
+            raise PayloadTooLarge(
+                f"the payload of {job.task} is {len(payload):,} bytes of JSON; max_payload is "
+                f"{self._config.max_payload:,}: store it elsewhere and send a reference"
+            )
+        return job, payload.decode(), job._queue or job.route or self._route(job._task)
+
+    def _route(self, name: str) -> str:
+        task = self._registry.get(name)
+        return (task and task.queue) or "default"
+
+    def _open(self) -> Link:
+        """The link of this loop and process. One of a former loop is left behind: it can't be closed from here."""
+        if self._link is None or not self._link.usable:
+            client = self._connector.client()
+            stream = self._stream(client)
+            self._link = Link(
+                client, stream, Outbox(stream, budget=self._config.connect_timeout, mend=self._connector.mend)
+            )
+        return self._link
+
+    def _stream(self, client: Redis) -> Stream:
+        config = self._config
+        return Stream(
+            client,
+            prefix=config.prefix,
+            serializer=config.serializer,
+            connect_timeout=config.connect_timeout / 1000,
+        )

@@ -1,0 +1,85 @@
+"""From a RedisConfig to a redis-py client; for `embedded://` also the server that it speaks to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Protocol
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from backstage.config import RedisConfig
+from backstage.errors import ConfigError, RedisUnavailable
+
+
+class Membership(Protocol):
+    """A share in an embedded server."""
+
+    @property
+    def socket(self) -> str: ...
+    def ensure(self) -> None: ...
+    def leave(self) -> None: ...
+
+
+class Connector:
+    """Opens clients for one configuration; a member of the embedded server for as long as it is open."""
+
+    def __init__(self, config: RedisConfig) -> None:
+        self._config = config
+        self._membership: Membership | None = None
+
+    async def mend(self) -> None:
+        """Before connecting, and again when Redis is away: an embedded server is started where none runs."""
+        if self._embedded:
+            await asyncio.to_thread(self._join)
+
+    def client(self) -> redis.asyncio.Redis:
+        """A new client. It waits `connect_timeout` for a connection and repeats no command."""
+        config = self._config
+        common: dict[str, Any] = {
+            "socket_connect_timeout": config.connect_timeout / 1000,
+            "socket_timeout": max(10.0, config.connect_timeout / 1000),
+            "retry": Retry(NoBackoff(), 0),
+        }
+        if self._embedded:
+            return redis.asyncio.Redis(unix_socket_path=self._join(), **common)
+        if config.url is not None:
+            try:
+                return redis.asyncio.Redis.from_url(config.url, **common)
+            except (ValueError, TypeError) as exc:  # the driver's text may quote the URL with its password
+                raise ConfigError(f"url {config.address}: redis-py can't use it ({type(exc).__name__})") from None
+        return redis.asyncio.Redis(
+            host=config.host,
+            port=config.port,
+            username=config.username,
+            password=config.password,
+            db=config.db,
+            **common,
+        )
+
+    def leave(self) -> None:
+        """The embedded server is stopped by the last of its members to leave."""
+        membership, self._membership = self._membership, None
+        if membership is not None:
+            membership.leave()
+
+    @property
+    def _embedded(self) -> bool:
+        return self._config.url is not None and self._config.url.startswith("embedded:")
+
+    def _join(self) -> str:
+        from backstage.embedded import folder_of, join  # only where it is asked for: it needs POSIX
+
+        if self._membership is None:
+            self._membership = join(folder_of(self._config.url or ""))
+        else:
+            self._membership.ensure()
+        return self._membership.socket
+
+
+async def close(client: redis.asyncio.Redis) -> None:
+    """Close a client whose server may be gone."""
+    with contextlib.suppress(redis.exceptions.RedisError, OSError, RedisUnavailable):
+        await client.aclose()

@@ -1,0 +1,122 @@
+"""Where enqueues of one moment meet: the calls of one turn of the loop travel as one batch."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+from backstage.blobs import Ready
+from backstage.eager import start
+from backstage.errors import BackstageError, RedisRefused, RedisUnavailable
+from backstage.stream import Stream
+
+AT_ONCE = 250
+"""Jobs that close a batch of concurrent enqueues before the loop's turn ends."""
+
+MOST, MOST_BYTES = 500, 1_048_576
+"""What one call of a script carries: jobs, and characters of payload."""
+
+IN_FLIGHT = 4
+
+MARKER_MARGIN = 15_000
+"""Ms for which a call's marker outlives the last try of that call."""
+
+
+class Outbox:
+    """Sends batches of jobs, and repeats a call whose fate is unknown: its id makes the repetition harmless.
+
+    `budget`: ms after which it gives up. `mend` is awaited between tries (the embedded server may have to be started).
+    """
+
+    def __init__(self, stream: Stream, *, budget: int, mend: Callable[[], Awaitable[None]]) -> None:
+        self._stream, self._budget, self._mend = stream, budget, mend
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[tuple[Ready, asyncio.Future[str | None]]] = deque()
+        self._armed = False
+        self._sending: set[asyncio.Task[None]] = set()
+
+    def put(self, job: Ready) -> asyncio.Future[str | None]:
+        """The job's id, in time; None for a duplicate; or the error."""
+        future: asyncio.Future[str | None] = self._loop.create_future()
+        self._waiting.append((job, future))
+        if not self._armed:
+            self._armed = True
+            self._loop.call_soon(self._flush)
+        return future
+
+    async def deliver(self, jobs: Sequence[Ready]) -> list[str | BackstageError | None]:
+        """One call's batch (at most MOST and MOST_BYTES), tried again until it is answered or the budget is used up."""
+        call, ttl = secrets.token_hex(12), self._budget + MARKER_MARGIN
+        deadline, pause = self._loop.time() + self._budget / 1000, 0.05
+        while True:
+            left = deadline - self._loop.time()
+            try:
+                async with asyncio.timeout(max(left, 0.001)):
+                    return await self._stream.send(jobs, call, ttl)
+            except RedisRefused:
+                raise
+            except (RedisUnavailable, TimeoutError) as exc:
+                if left <= pause:
+                    raise RedisUnavailable(
+                        f"not enqueued within {self._budget} ms: {str(exc) or 'no answer'}. "
+                        "A try whose answer was lost may have arrived all the same"
+                    ) from exc
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+            await self._mend()
+
+    async def drain(self) -> None:
+        """Wait for all that was put before."""
+        while self._waiting or self._sending:
+            if self._sending:
+                await asyncio.wait(self._sending)
+            else:
+                await asyncio.sleep(0)
+
+    def _flush(self) -> None:
+        self._armed = False
+        while self._waiting and len(self._sending) < IN_FLIGHT:
+            batch: list[tuple[Ready, asyncio.Future[str | None]]] = []
+            size = 0
+            while self._waiting and len(batch) < AT_ONCE and size < MOST_BYTES:
+                batch.append(self._waiting.popleft())
+                size += len(batch[-1][0][1])
+            task = start(self._send(batch), self._loop, "backstage enqueue")
+            if not task.done():
+                self._sending.add(task)
+                task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        if self._waiting:
+            self._flush()
+
+    async def _send(self, batch: list[tuple[Ready, asyncio.Future[str | None]]]) -> None:
+        try:
+            verdicts = await self.deliver([job for job, _ in batch])
+        except BackstageError as exc:
+            verdicts = [exc] * len(batch)
+        except asyncio.CancelledError:
+            verdicts = [RedisUnavailable("closed while sending; the job may have arrived")] * len(batch)
+        for (_, future), verdict in zip(batch, verdicts, strict=True):
+            if future.done():  # whoever asked has gone away
+                continue
+            if isinstance(verdict, BackstageError):
+                future.set_exception(type(verdict)(str(verdict)).with_traceback(None))
+            else:
+                future.set_result(verdict)
+
+
+def chunks(jobs: Sequence[Ready]) -> list[Sequence[Ready]]:
+    """In order, each within what one call carries. One payload alone may be larger."""
+    found, begin, size = [], 0, 0
+    for at, (_, payload, _) in enumerate(jobs):
+        if at - begin == MOST or (size and size + len(payload) > MOST_BYTES):
+            found.append(jobs[begin:at])
+            begin, size = at, 0
+        size += len(payload)
+    if begin < len(jobs):
+        found.append(jobs[begin:])
+    return found

@@ -1,0 +1,84 @@
+"""`every()`, the only loop that outlives failures, and the small loops that run on it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from backstage.errors import RedisRefused, RedisUnavailable
+from backstage.stream import Stream
+
+log = logging.getLogger("backstage")
+
+
+async def every(seconds: float, step: Callable[[], Awaitable[float | None]], what: str) -> None:
+    """Run `step` for ever, `seconds` apart (±10 %, so that workers don't march in step), outliving its failures.
+
+    A step may say itself how many seconds to wait this once.
+    """
+    while True:
+        pause: float | None = None
+        try:
+            pause = await step()
+        except RedisUnavailable as exc:
+            # That it is away is said aloud by whoever takes jobs; that it refuses something is not known there.
+            log.log(logging.ERROR if isinstance(exc, RedisRefused) else logging.DEBUG, "%s: %s", what, exc)
+            pause = max(seconds, 0.5)
+        except Exception:
+            log.exception("%s failed; trying again", what)
+            pause = max(seconds, 0.5)
+        await asyncio.sleep(seconds * random.uniform(0.9, 1.1) if pause is None else pause)
+
+
+class Promoter:
+    """Moves jobs whose time has come. Sleeps until the next one is due; what asks for an earlier one wakes it."""
+
+    AWAKE, ASLEEP = 0.2, 1.0
+    """Seconds to sleep at most: when jobs wait, when none does (others may add some)."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._sooner = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something was put into the sets that may be due before what is known."""
+        self._sooner.set()
+
+    async def step(self) -> float:
+        self._sooner.clear()
+        due = await self._stream.promote()
+        longest = self.ASLEEP if due is None else self.AWAKE
+        left = longest if due is None else min(longest, max(0.001, (due - self._stream.clock.now()) / 1000))
+        try:
+            async with asyncio.timeout(left):
+                await self._sooner.wait()
+        except TimeoutError:
+            pass
+        return 0.0
+
+
+class Registry:
+    """Tells the others that this worker lives, and clears away what the dead and other SDKs leave behind."""
+
+    BEAT, TTL = 10.0, 60_000
+    PRUNE = 60.0
+
+    def __init__(self, stream: Stream, worker_id: str, facts: Callable[[], dict[str, str]], *, idle: int) -> None:
+        self._stream, self._worker_id, self._facts, self._idle = stream, worker_id, facts, idle
+
+    async def beat(self) -> None:
+        await self._stream.beat(self._worker_id, self.TTL, self._facts())
+
+    async def prune(self) -> None:
+        """Consumers of dead workers go after two leases and a lapsed registry entry; other SDKs' after an hour."""
+        for queue, consumers, trimmed, _ in await self.pruned():
+            if consumers or trimmed:
+                log.info("pruned queue %s: %d consumers, %d acknowledged entries", queue, consumers, trimmed)
+        if self._stream.refused:
+            await self._stream.initialize()
+
+    async def pruned(self) -> list[tuple[str, int, int, int]]:
+        """For each queue: its name, consumers deleted, entries trimmed, groups on its stream."""
+        return await self._stream.prune(idle=max(2 * self._idle, self.TTL), foreign_idle=3_600_000)
