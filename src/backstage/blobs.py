@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
-import redis.exceptions
 
 from backstage import wire
 from backstage.errors import BackstageError, MalformedJob
 from backstage.job import Delivery, Job
 from backstage.keys import Keys
-from backstage.lane import translate
+from backstage.lane import Refusal, translate
 from backstage.outcome import Again, Dead, Done, Outcome, Released
 from backstage.scripts import pack
 
@@ -142,4 +141,4 @@ def lost(held: Sequence[Sequence[Delivery]], reply: Sequence[Any]) -> list[Deliv
 
 def as_error(text: str) -> BackstageError:
     """A refusal that stood in a list of replies."""
-    return translate(redis.exceptions.ResponseError(text))
+    return translate(Refusal(text))

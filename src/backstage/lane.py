@@ -25,6 +25,9 @@ from backstage.scripts import Script
 
 Argument: TypeAlias = str | bytes | int
 SyncConnection: TypeAlias = _SyncConnection
+Refusal: TypeAlias = redis.exceptions.ResponseError
+"""A server's refusal of one command, as it stands in a list of replies."""
+
 Dial: TypeAlias = Callable[[], AbstractConnection]
 
 AWAY = frozenset(

@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import redis.exceptions
-
 from backstage.job import Delivery
-from backstage.lane import Argument, Lane, translate
+from backstage.lane import Argument, Lane, Refusal, translate
 
 MARGIN = 5.0
 """Seconds that a blocking read may answer late before its connection counts as dead."""
@@ -71,7 +69,7 @@ class Reader:
             commands.insert(0, self._command(share, above))
         replies = await self._lane.many(commands)
         for reply in replies:
-            if isinstance(reply, redis.exceptions.ResponseError):
+            if isinstance(reply, Refusal):
                 raise translate(reply)
         found, mine = self._deliveries(replies[0]) if above else [], self._deliveries(replies[-1])
         if found or len(mine) < rest:

