@@ -10,8 +10,6 @@
     worker.run()
 """
 
-from importlib.metadata import version as _version
-
 from backstage.broadcast import Broadcast
 from backstage.client import Client
 from backstage.config import LoggerConfig, RedisConfig, RedisOptions, WorkerConfig, WorkerOptions
@@ -43,7 +41,7 @@ from backstage.stream import Stream
 from backstage.task import Middleware, Producer, Run, Task, TaskOptions, TaskRegistry
 from backstage.worker.worker import Worker
 
-__version__ = _version("backstage-sdk")
+__version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022  grouped, in the order of docs/api.md
     # running
