@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -55,6 +56,17 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    if not asked:
+        return
+    try:
+        version = importlib.metadata.version("backstage-sdk")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        version = "unknown"
+    click.echo(f"backstage, version {version}")
+    ctx.exit()
+
+
 @click.group(
     cls=Commands,
     no_args_is_help=True,
@@ -67,7 +79,7 @@ def _fail(message: str, status: int) -> NoReturn:
         "dead": "backstage.cli.dead:dead",
     },
 )
-@click.version_option(package_name="backstage-sdk", prog_name="backstage")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 def main() -> None:
     """Background jobs on Redis Streams.
 
