@@ -118,7 +118,8 @@ class Executor:
         if plan is None:
             return self._unknown(job)
         try:
-            job._payload = plan.decode(text)
+            absent = plan.task.payload_optional and text == b"null"  # its default stands, whatever its type
+            job._payload = None if absent else plan.decode(text)
         except (msgspec.DecodeError, ValueError, RecursionError) as exc:
             return self._undecodable(delivery, exc)
         try:
