@@ -17,9 +17,10 @@ from typing import Any
 
 import redis.exceptions
 
-from backstage import blobs
+from backstage import blobs, wire
 from backstage.job import Delivery
 from backstage.lane import SyncConnection
+from backstage.logs import job_fields
 from backstage.scripts import load
 from backstage.stream import Held
 
@@ -36,7 +37,10 @@ OVERDUE = 1.0
 
 
 class Lease:
-    """Renews `held` for `consumer`. `lost` is called, in the loop, with the deliveries that are not ours any more."""
+    """Renews `held` for `consumer`. `lost` is called, in the loop, with the deliveries that are not ours any more.
+
+    `current` tells whose handler has the loop.
+    """
 
     def __init__(
         self,
@@ -49,9 +53,11 @@ class Lease:
         lease: float,
         lost: Callable[[list[Delivery]], None],
         overdue: Callable[[Delivery, float], bool],
+        current: Callable[[], Delivery | None],
     ) -> None:
         self._connect, self._key, self._group, self._consumer = connect, stream_key, group, consumer
         self._held, self._lease, self._lost, self._overdue = held, lease, lost, overdue
+        self._current = current
         self._every = min(lease, LONGEST) / 3
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
@@ -156,13 +162,15 @@ class Lease:
                 self._stop.set()
         elif self._asked_at and now - self._asked_at > BLOCKED:
             self._asked_at = 0.0
-            task = asyncio.current_task(self._loop)
+            delivery = self._current()
+            job = wire.decode(delivery) if delivery is not None else None
             frame = sys._current_frames().get(self._loop_thread)
             stack = "".join(traceback.format_stack(frame, limit=12)) if frame else ""
             log.warning(
                 "the event loop has been blocked for over %.0f s by %s; leases are kept, nothing else runs. "
                 "Make the handler a plain `def` (it runs in a thread), or await.\n%s",
-                BLOCKED, task.get_name() if task else "a callback", stack,
+                BLOCKED, f"task {job.task!r}" if job else "something that is no job", stack,
+                extra=job_fields(job.id, job.task, job.queue or "", job.attempt + 1) if job else None,
             )  # fmt: skip
 
     def _answer(self, number: int) -> None:

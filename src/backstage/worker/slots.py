@@ -62,6 +62,7 @@ class Slots:
         self._stall: asyncio.TimerHandle | None = None
         self._started = 0
         self._ended = 0
+        self._starting: Delivery | None = None
         self._context = contextvars.copy_context()
         self._context.run(inside.set, True)
 
@@ -113,6 +114,7 @@ class Slots:
                 started += 1
                 if not started & 31:
                     now = perf_counter()
+        self._starting = None
         self._waiting -= started
         self._started += started
         if inline := self._ended - ended:
@@ -131,6 +133,7 @@ class Slots:
             task = start(self._run(delivery, now), self._loop, "backstage job", self._context.copy())
             self.running[delivery] = task
             return
+        self._starting = delivery
         eager = start(self._execute(delivery), self._loop, "backstage job", self._context.copy())
         if eager.done():
             self._ended += 1
@@ -138,6 +141,14 @@ class Slots:
         else:
             self.running[delivery] = eager
             eager.add_done_callback(partial(self._late, delivery, now))
+
+    def current(self) -> Delivery | None:
+        """Whose handler has the loop now. For another thread, which asks because the loop is blocked."""
+        task = asyncio.current_task(self._loop)
+        if task is None:
+            return None
+        # An eager task is not among the running ones before it has to wait for something.
+        return next((delivery for delivery, own in list(self.running.items()) if own is task), self._starting)
 
     def _late(self, delivery: Delivery, begun: float, task: asyncio.Task[Outcome]) -> None:
         self._end(delivery, begun, task.result())

@@ -173,6 +173,7 @@ class Hall:
             lease=config.idle_timeout / 1000,
             lost=self._lose,
             overdue=self._limits.overdue,
+            current=self._slots.current,
         )
 
     async def serve(self, life: Life) -> None:
