@@ -110,6 +110,15 @@ def _address(client: redis.asyncio.Redis) -> dict[str, Any]:
     return given
 
 
+def _usable(conn: AbstractConnection) -> bool:
+    """Whether it is connected, as far as we know.
+
+    A transport that failed must not be written to again: CPython 3.12 and early 3.13 would go on watching its file
+    descriptor then, and the next connection that gets this number hangs.
+    """
+    return conn.is_connected and conn._writer is not None and not conn._writer.is_closing()
+
+
 class Lane:
     """One connection: calls leave at once, several may be in flight, each is answered in its turn.
 
@@ -170,7 +179,7 @@ class Lane:
 
     async def greet(self) -> str:
         """The run id of the server that answers here now."""
-        if self._conn is None or not self._conn.is_connected:
+        if self._conn is None or not _usable(self._conn):
             await self.many(())
         return self.run_id
 
@@ -206,10 +215,10 @@ class Lane:
         return replies
 
     async def _connected(self) -> AbstractConnection:
-        if self._conn is not None and self._conn.is_connected:
+        if self._conn is not None and _usable(self._conn):
             return self._conn
         async with self._opening:
-            if self._conn is not None and self._conn.is_connected:
+            if self._conn is not None and _usable(self._conn):
                 return self._conn
             conn = self._dial()
             try:
