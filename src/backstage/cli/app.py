@@ -77,6 +77,7 @@ def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
         "enqueue": "backstage.cli.enqueue:enqueue",
         "info": "backstage.cli.info:info",
         "dead": "backstage.cli.dead:dead",
+        "demo": "backstage.cli.demo.command:demo",
     },
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
