@@ -54,7 +54,10 @@ def nothing_left_running(request: pytest.FixtureRequest) -> Iterator[None]:
     if inspect.iscoroutinefunction(getattr(request, "function", None)):
         request.getfixturevalue("no_tasks_left")
     yield
-    left = [t.name for t in threading.enumerate() if t not in before and t.name.startswith("backstage")]
+    ours = [t for t in threading.enumerate() if t not in before and t.name.startswith("backstage")]
+    for thread in ours:
+        thread.join(1.0)  # told to end, it may need a moment
+    left = [thread.name for thread in ours if thread.is_alive()]
     assert not left, f"threads left running: {left}"
 
 
