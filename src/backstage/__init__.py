@@ -1,13 +1,13 @@
 """Backstage: background jobs on Redis Streams, with at-least-once delivery.
 
-    from backstage import Worker
+from backstage import Worker
 
-    worker = Worker()                               # where Redis is: REDIS_URL, or arguments
+worker = Worker()                               # where Redis is: REDIS_URL, or arguments
 
-    @worker.on("email.send")
-    async def send(message: dict[str, str]) -> None: ...
+@worker.on("email.send")
+async def send(message: dict[str, str]) -> None: ...
 
-    worker.run()
+worker.run()
 """
 
 from backstage.broadcast import Broadcast
@@ -31,10 +31,11 @@ from backstage.errors import (
     TaskError,
     TaskNotBound,
 )
-from backstage.inspector import DeadJob, Inspector, QueueInfo, QueuesInfo, inspect
+from backstage.inspector import Inspector, inspect
 from backstage.job import Backoff, Dedupe, Delivery, EnqueueOptions, Job, Next, ScheduleOptions
 from backstage.outcome import Again, Dead, Discard, Done, Outcome, Released, Retry
 from backstage.queue import DEFAULT_QUEUES, Priority, Queue
+from backstage.report import DeadJob, QueueInfo, QueuesInfo, WorkerInfo
 from backstage.scheduler import Scheduler
 from backstage.serializer import JsonSerializer, Serializer
 from backstage.stream import Stream
@@ -56,7 +57,7 @@ __all__ = [  # noqa: RUF022  grouped, in the order of docs/api.md
     # settings
     "RedisConfig", "WorkerConfig", "LoggerConfig", "RedisOptions", "WorkerOptions", "Serializer", "JsonSerializer",
     # looking in and repairing
-    "Inspector", "QueuesInfo", "QueueInfo", "DeadJob", "inspect",
+    "Inspector", "QueuesInfo", "QueueInfo", "WorkerInfo", "DeadJob", "inspect",
     # a loop of one's own
     "Stream", "Delivery", "Outcome", "Done", "Again", "Dead", "Released",
     # errors

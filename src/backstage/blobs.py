@@ -10,7 +10,7 @@ import msgspec
 
 from backstage import wire
 from backstage.errors import BackstageError, MalformedJob
-from backstage.job import Delivery, Job
+from backstage.job import Delivery, Job, fix_ids
 from backstage.keys import Keys
 from backstage.lane import Refusal, translate
 from backstage.outcome import Again, Dead, Done, Outcome, Released
@@ -41,6 +41,7 @@ class _Numbers:
 
 def enqueue(keys: Keys, jobs: Sequence[Ready], call: str, marker_ttl: int) -> tuple[list[str], bytes]:
     """For enqueue.lua. Neighbours of one queue and task that have no options travel as one run."""
+    fix_ids([job for job, _, _ in jobs])
     number = _Numbers()
     number(keys.call(call))
     number(keys.scheduled)
@@ -49,14 +50,14 @@ def enqueue(keys: Keys, jobs: Sequence[Ready], call: str, marker_ttl: int) -> tu
     last: tuple[str, str] | None = None
     flat: list[str] = []
     for job, payload, queue in jobs:
-        if not job.plain:
+        if job._options is not None:
             runs.append(_special(keys, number, streams[queue], job, payload, queue))
             last = None
             continue
         if last != (queue, job._task):
             last, flat = (queue, job._task), []
             runs.append((streams[queue], job._task, flat))
-        flat += (payload, job._id)
+        flat += (payload, job.id)
     return number.keys, pack((marker_ttl, len(streams), runs))
 
 

@@ -32,7 +32,7 @@ from backstage.keys import Keys
 from backstage.lane import Lane, dialer, translate
 from backstage.queue import check_name
 from backstage.scripts import load, pack
-from backstage.service import Life, Service, inside
+from backstage.service import Attachment, Life, Service, inside
 from backstage.tail import Tail
 from backstage.task import Run, Task
 
@@ -66,12 +66,6 @@ GRACE = 30.0
 
 LAST_WORDS = 1.0
 """Seconds that a cancelled handler has to tidy up."""
-
-
-class Attachment(Protocol):
-    """What starts and stops with a worker."""
-
-    async def run_attached(self, ready: Callable[[], None], stopping: asyncio.Event) -> None: ...
 
 
 class Host(Protocol):
@@ -186,12 +180,17 @@ class Broadcast(Service):
         """
         await self._begin(asyncio.Event())
 
-    async def run_attached(self, ready: Callable[[], None], stopping: asyncio.Event) -> None:
-        """As a part of a worker: calls `ready` once it listens, returns when `stopping` is set and handlers ended.
+    @property
+    def listens(self) -> bool:
+        """Whether it has a handler."""
+        return bool(self._listeners)
+
+    async def run_attached(self, ready: Callable[[], None], life: Life) -> None:
+        """As a part of a worker: calls `ready` once it listens, returns when the life is over and handlers ended.
 
         Redis may be away for as long as it likes. Cancelled, it cancels the handlers, too.
         """
-        await self._attend(ready, stopping, asyncio.Event())
+        await self._attend(ready, life.stopping, life.hurrying)
 
     async def _serve(self, life: Life) -> None:
         if self._attached:

@@ -108,7 +108,11 @@ class Client:
         Raises NotSerializable, PayloadTooLarge, InvalidName or ConfigError before anything is sent, and
         RedisUnavailable after `connect_timeout`: the job may have arrived all the same.
         """
-        return await self._put(Job(task, payload, **options))
+        ready = self._ready(Job(task, payload, **options))
+        link = self._link
+        if link is None or not link.usable:
+            link = await self._linked()
+        return await link.outbox.put(ready)
 
     async def enqueue_many(self, jobs: Iterable[Job]) -> list[str | None]:
         """Ask for many jobs; their ids in the order given, None for duplicates.
@@ -117,9 +121,7 @@ class Client:
         arrived, all before the first that is missing but for the last call or two.
         """
         ready = [self._ready(job) for job in jobs]
-        if self._link is None or not self._link.usable:
-            await self._connector.mend()
-        outbox = self._open().outbox
+        outbox = (await self._linked()).outbox
         verdicts: list[str | BackstageError | None] = []
         sending: deque[asyncio.Task[list[str | BackstageError | None]]] = deque()
         try:
@@ -145,7 +147,8 @@ class Client:
         self, task: str | AnyTask, payload: object, when: Duration | datetime, **options: Unpack[ScheduleOptions]
     ) -> str | None:
         """As `enqueue`, for a moment: a duration from now, or an aware datetime (one that has passed means now)."""
-        return await self._put(Job(task, payload, delay=until(when, "when"), **options))
+        ready = self._ready(Job(task, payload, delay=until(when, "when"), **options))
+        return await (await self._linked()).outbox.put(ready)
 
     def configure(self, **options: Unpack[RedisOptions]) -> None:
         """Change settings before the first connection (the command line's `--url`, tests). ConfigError after it."""
@@ -171,11 +174,11 @@ class Client:
             raise ConfigError("configure() comes too late: this client has connected already")
         self._config, self._connector = config, Connector(config)
 
-    async def _put(self, job: Job) -> str | None:
-        ready = self._ready(job)
+    async def _linked(self) -> Link:
+        """The link of this loop and process; opens it without holding up the loop."""
         if self._link is None or not self._link.usable:
             await self._connector.mend()
-        return await self._open().outbox.put(ready)
+        return self._open()
 
     def _ready(self, request: Job | Next) -> Ready:
         """A job as it will be sent: encoded, checked and routed. Its own queue, its task's, or `default`."""
@@ -198,9 +201,14 @@ class Client:
             client = self._connector.client()
             stream = self._stream(client)
             self._link = Link(
-                client, stream, Outbox(stream, budget=self._config.connect_timeout, mend=self._connector.mend)
+                client,
+                stream,
+                Outbox(stream, budget=self._config.connect_timeout, mend=self._connector.mend, put_off=self._put_off),
             )
         return self._link
+
+    def _put_off(self) -> None:
+        """Jobs for later have arrived. A worker looks when they are due."""
 
     def _stream(self, client: Redis) -> Stream:
         config = self._config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol, Required, TypeAlias, TypedDict, Unpack
@@ -125,7 +125,7 @@ def to_dedupe(value: AnyDedupe) -> Dedupe:
         case str():
             return Dedupe(value)
         case Mapping():
-            return Dedupe(**_known(value, "dedupe", {"key": "key", "ttl": "ttl"}))
+            return Dedupe(**{"key": "", **_known(value, "dedupe", {"key": "key", "ttl": "ttl"})})
     raise ConfigError(f"dedupe={value!r}: must be a Dedupe, a mapping with `key` and `ttl`, or a key")
 
 
@@ -175,24 +175,33 @@ def _known(given: Mapping[str, Any], what: str, names: Mapping[str, str]) -> dic
     return {names[key]: value for key, value in given.items() if value is not None}
 
 
+class Options(msgspec.Struct, frozen=True):
+    """What a caller asked for beyond the queue, as it goes on the wire. Ms."""
+
+    delay: int | None = None
+    dedupe: Dedupe | None = None
+    attempts: int | None = None
+    backoff: Backoff | None = None
+    timeout: int | None = None
+
+
+class History(msgspec.Struct, frozen=True):
+    """What a job that was read knows of its past."""
+
+    enqueued_at: datetime | None = None
+    attempt: int = 0
+    crashes: int = 0
+    since: int | None = None
+
+
+_NO_OPTIONS, _NEW = Options(), History()
+
+
 class Request:
-    """What `Job` and `Next` share: a task's name, a payload, and the options as they go on the wire (milliseconds)."""
+    """What `Job` and `Next` share: a task's name, a payload, and the options."""
 
-    __slots__ = (
-        "_attempts",
-        "_backoff",
-        "_dedupe",
-        "_delay",
-        "_payload",
-        "_queue",
-        "_task",
-        "_timeout",
-        "plain",
-        "route",
-    )
+    __slots__ = ("_options", "_payload", "_queue", "_task", "route")
 
-    plain: bool
-    """No option beyond the queue: such a job travels in the fast part of a batch."""
     route: str | None
     """The task's own queue, where the task was given as a Task: for jobs that name no queue themselves."""
 
@@ -205,12 +214,7 @@ class Request:
             raise ConfigError(f"task={task!r}: must be a task's name or a Task (what `@worker.on(name)` returns)")
         self._payload = payload
         self._queue: str | None = None
-        self._delay: int | None = None
-        self._dedupe: Dedupe | None = None
-        self._attempts: int | None = None
-        self._backoff: Backoff | None = None
-        self._timeout: int | None = None
-        self.plain = True
+        self._options: Options | None = None
         if options:
             self._set(**options)
 
@@ -226,12 +230,14 @@ class Request:
         timeout: Duration | None = None,
     ) -> None:
         self._queue = to_queue(queue, priority)
-        self._delay = None if delay is None else to_ms(delay, "delay")
-        self._dedupe = None if dedupe is None else to_dedupe(dedupe)
-        self._attempts = None if attempts is None else to_attempts(attempts)
-        self._backoff = None if backoff is None else to_backoff(backoff)
-        self._timeout = None if timeout is None else to_ms(timeout, "timeout", minimum=1)
-        self.plain = not (self._delay or dedupe or attempts or backoff or timeout)
+        options = Options(
+            None if delay is None else to_ms(delay, "delay"),
+            None if dedupe is None else to_dedupe(dedupe),
+            None if attempts is None else to_attempts(attempts),
+            None if backoff is None else to_backoff(backoff),
+            None if timeout is None else to_ms(timeout, "timeout", minimum=1),
+        )
+        self._options = None if options == _NO_OPTIONS else options
 
     @property
     def task(self) -> str:
@@ -249,53 +255,92 @@ class Request:
         return self._queue
 
     @property
+    def plain(self) -> bool:
+        """No option beyond the queue: such a job travels in the fast part of a batch."""
+        return self._options is None
+
+    @property
     def delay(self) -> int | None:
         """Milliseconds."""
-        return self._delay
+        return (self._options or _NO_OPTIONS).delay
 
     @property
     def dedupe(self) -> Dedupe | None:
-        return self._dedupe
+        return (self._options or _NO_OPTIONS).dedupe
 
     @property
     def attempts(self) -> int | None:
         """Total runs allowed, where the job itself says so."""
-        return self._attempts
+        return (self._options or _NO_OPTIONS).attempts
 
     @property
     def backoff(self) -> Backoff | None:
-        return self._backoff
+        return (self._options or _NO_OPTIONS).backoff
 
     @property
     def timeout(self) -> int | None:
         """Soft limit in milliseconds, where the job itself says so."""
-        return self._timeout
+        return (self._options or _NO_OPTIONS).timeout
 
 
 class Job(Request):
-    """A request to run a task once. Its id is fixed at construction, sorts by time (UUIDv7), and never changes.
+    """A request to run a task once. Its id sorts by time (UUIDv7), is fixed when first asked for, and never changes.
 
     One that a worker reads (`run.job`) also knows when it was enqueued and how often it failed so far.
     """
 
-    __slots__ = ("_id", "attempt", "crashes", "enqueued_at", "since")
+    __slots__ = ("_history", "_id")
 
     def __init__(
         self, task: str | Named, payload: object = None, *, id: str | None = None, **options: Unpack[EnqueueOptions]
     ) -> None:
         super().__init__(task, payload, options)
-        self._id = new_id() if id is None else check_name(id, "job")
-        self.enqueued_at: datetime | None = None
-        self.attempt = 0
-        self.crashes = 0
-        self.since: int | None = None
+        self._id = None if id is None else check_name(id, "job")
+        self._history = _NEW
+
+    @classmethod
+    def read(
+        cls, id: str | None, task: str, queue: str | None, payload: object, options: Options | None, history: History
+    ) -> Job:
+        """A job from its parts, unchecked: one that stands on the wire, or a copy."""
+        job = cls.__new__(cls)
+        job._id, job._task, job._queue, job._payload = id, task, queue, payload
+        job._options, job._history, job.route = options, history, None
+        return job
 
     @property
     def id(self) -> str:
+        if self._id is None:
+            (self._id,) = new_ids(1)
         return self._id
 
+    @property
+    def enqueued_at(self) -> datetime | None:
+        """Of a job that was read."""
+        return self._history.enqueued_at
+
+    @property
+    def attempt(self) -> int:
+        """Failed runs so far."""
+        return self._history.attempt
+
+    @property
+    def crashes(self) -> int:
+        """Deliveries so far, before this one's entry, that ended without a finish."""
+        return self._history.crashes
+
+    @property
+    def since(self) -> int | None:
+        """Server time, in ms, at which no handler was first found for it."""
+        return self._history.since
+
+    def __getstate__(self) -> object:
+        """For copies and pickles: they are the same job, so its id is fixed first."""
+        fix_ids([self])
+        return super().__getstate__()
+
     def __repr__(self) -> str:
-        return f"Job({self._task!r}, id={self._id!r}, queue={self._queue!r})"
+        return f"Job({self._task!r}, id={self.id!r}, queue={self._queue!r})"
 
 
 class Next(Request):
@@ -308,11 +353,8 @@ class Next(Request):
 
     def job(self) -> Job:
         """A job of its own for one finish: a Next may be returned many times."""
-        job = Job.__new__(Job)
-        for name in Request.__slots__:
-            setattr(job, name, getattr(self, name))
-        job._id = new_id()
-        job.enqueued_at, job.attempt, job.crashes, job.since = None, 0, 0, None
+        job = Job.read(None, self._task, self._queue, self._payload, self._options, _NEW)
+        job.route = self.route
         return job
 
     def __repr__(self) -> str:
@@ -332,9 +374,19 @@ class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
     """The run id of the server that handed it out: entry ids can repeat after a restart that lost writes."""
 
 
-def new_id() -> str:
-    """A UUIDv7: 48 bits of milliseconds, then random. RFC 9562, section 5.7."""
-    ms = time.time_ns() // 1_000_000
-    r = int.from_bytes(os.urandom(10), "big")
-    head = f"{ms:012x}"
-    return f"{head[:8]}-{head[8:]}-7{r & 0xFFF:03x}-{0x8000 | (r >> 12 & 0x3FFF):04x}-{r >> 26 & 0xFFFFFFFFFFFF:012x}"
+def fix_ids(jobs: Sequence[Job]) -> None:
+    """Give ids to those that have none yet: all at once costs a fraction of one by one."""
+    missing = [job for job in jobs if job._id is None]
+    for job, id in zip(missing, new_ids(len(missing)), strict=True):
+        job._id = id
+
+
+def new_ids(n: int) -> list[str]:
+    """UUIDv7s of this moment, in rising order: milliseconds, 26 random bits, a counter from a random start.
+
+    RFC 9562, section 5.7, and 6.2 method 1.
+    """
+    ms, random = time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10), "big")
+    head = f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{random >> 68 & 0xFFF:03x}-{0x8000 | random >> 52 & 0x3FFF:04x}-"
+    start = random & 0x7FFF_FFFF_FFFF  # its top bit is free, so that counting on never overflows the 48 bits
+    return [f"{head}{start + i:012x}" for i in range(n)]

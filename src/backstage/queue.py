@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,12 +25,18 @@ RESERVED = frozenset(
 
 def check_name(name: str, what: str) -> str:
     """The name itself, or InvalidName: `what` (queue, task, group, …) says in the message whose name it is."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not isinstance(name, str) or not _fits(name):
         shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:77] + "…"
         raise InvalidName(
             f"{what} name {shown}: must be 1 to 128 of the characters A-Z a-z 0-9 _ . -, the first a letter or digit"
         )
     return name
+
+
+@functools.lru_cache(maxsize=1024)
+def _fits(name: str) -> bool:
+    """Remembered, for the same few names are asked for with every job."""
+    return NAME.fullmatch(name) is not None
 
 
 class Priority(StrEnum):

@@ -8,8 +8,10 @@ import contextvars
 import importlib.util
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Self
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, Self
 
 from backstage.errors import ConfigError
 from backstage.logs import ensure_visible
@@ -26,6 +28,8 @@ class Life:
         self.ready, self.stopping, self.hurrying, self.ended = (asyncio.Event() for _ in range(4))
         self.stubborn: list[asyncio.Task[Any]] = []
         """Runs that would not end when they were cancelled."""
+        self.cut = False
+        """Whether any run was cancelled; a thread that it waited for may still be busy."""
         self._loop = asyncio.get_running_loop()
 
     def stop(self) -> None:
@@ -37,6 +41,19 @@ class Life:
     def heard(self) -> None:
         """A signal arrived; safe to call from its handler."""
         self._loop.call_soon_threadsafe(self.stop)
+
+
+class Attachment(Protocol):
+    """What starts and stops with a worker: a Broadcast."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether there is anything for it to do."""
+        ...
+
+    async def run_attached(self, ready: Callable[[], None], life: Life) -> None:
+        """Calls `ready` once it works (again after an outage), returns when the life is over."""
+        ...
 
 
 class Service:
@@ -108,12 +125,16 @@ class Service:
                 os._exit(0)
 
     async def _run(self) -> bool:
-        """Whether runs are left that don't end."""
+        """Whether runs are left that don't end, or threads that they had waited for."""
+        executor = ThreadPoolExecutor(thread_name_prefix="backstage executor")
+        asyncio.get_running_loop().set_default_executor(executor)
         starting = asyncio.create_task(self.start())
         await asyncio.sleep(0)
         life = self._life
         await _outlive(starting, lambda: life.stop() if life else None)
-        return life is not None and any(not task.done() for task in life.stubborn)
+        if life is None or not life.cut:
+            return False
+        return any(not task.done() for task in life.stubborn) or await _hangs(executor)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -124,6 +145,16 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return factory
+
+
+async def _hangs(executor: ThreadPoolExecutor) -> bool:
+    """Whether threads of it are still busy, half a second after they were told to end."""
+    executor.shutdown(wait=False, cancel_futures=True)
+    for _ in range(50):
+        if not any(thread.name.startswith("backstage executor") for thread in threading.enumerate()):
+            return False
+        await asyncio.sleep(0.01)
+    return True
 
 
 async def _outlive(task: asyncio.Task[None], stop: Callable[[], None]) -> None:

@@ -187,7 +187,7 @@ class Stream:
         """
         keys, blob = blobs.enqueue(self.keys, jobs, call, marker_ttl)
         refused = await self._sends.script(load("enqueue"), keys, blob)
-        verdicts: list[str | BackstageError | None] = [job._id for job, _, _ in jobs]
+        verdicts: list[str | BackstageError | None] = [job.id for job, _, _ in jobs]
         for at, verdict in zip(refused[::2], refused[1::2], strict=True):
             verdicts[at - 1] = (
                 None if verdict == 0 else RedisRefused(f"not added: {verdict.decode('utf-8', 'replace')}")

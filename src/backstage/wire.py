@@ -17,7 +17,7 @@ import msgspec
 
 from backstage.durations import LONGEST
 from backstage.errors import BackstageError, MalformedJob
-from backstage.job import Backoff, Delivery, Job
+from backstage.job import Backoff, Delivery, History, Job, Options
 from backstage.outcome import Again, Dead
 
 _json = msgspec.json.Encoder()
@@ -48,20 +48,19 @@ def decode(delivery: Delivery, payload: object = None) -> Job:
         task = fields[b"taskName"].decode()
     except (KeyError, UnicodeDecodeError):
         raise MalformedJob("the entry has no readable taskName") from None
-    job = Job.__new__(Job)
-    job._task, job.route, job._payload, job._queue = task, None, payload, delivery.queue
-    job._delay = job._dedupe = None
-    job._attempts = _number(fields, b"attempts", 1)
-    job._timeout = _number(fields, b"timeout", 1)
-    job._backoff = _backoff(fields.get(b"backoff"))
-    job.plain = False
-    job._id = job_id(delivery, fields)
+    options = Options(
+        attempts=_number(fields, b"attempts", 1),
+        backoff=_backoff(fields.get(b"backoff")),
+        timeout=_number(fields, b"timeout", 1),
+    )
     ms = _number(fields, b"enqueuedAt", 0)
-    job.enqueued_at = None if ms is None else _instant(ms)
-    job.attempt = _number(fields, b"attempt", 0) or 0
-    job.crashes = _number(fields, b"crashes", 0) or 0
-    job.since = _number(fields, b"since", 1)
-    return job
+    history = History(
+        None if ms is None else _instant(ms),
+        _number(fields, b"attempt", 0) or 0,
+        _number(fields, b"crashes", 0) or 0,
+        _number(fields, b"since", 1),
+    )
+    return Job.read(job_id(delivery, fields), task, delivery.queue, payload, options, history)
 
 
 def payload_of(fields: dict[bytes, bytes]) -> bytes:

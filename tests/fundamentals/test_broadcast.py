@@ -15,7 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from backstage import broadcast as module
-from backstage.broadcast import Attachment, Broadcast
+from backstage.broadcast import Broadcast
 from backstage.client import Client
 from backstage.config import RedisConfig, WorkerConfig
 from backstage.errors import (
@@ -28,6 +28,7 @@ from backstage.errors import (
     RedisUnavailable,
     TaskError,
 )
+from backstage.service import Attachment, Life
 from backstage.task import Run, TaskRegistry
 from support.server import Server
 from support.waiting import wait_until
@@ -480,12 +481,12 @@ class Host(Client):
 
 @contextlib.asynccontextmanager
 async def hosting(host: Host) -> AsyncIterator[Callable[[], None]]:
-    ready, stopping = asyncio.Event(), asyncio.Event()
+    ready, life = asyncio.Event(), Life()
     (attached,) = host.attached
-    running = asyncio.create_task(attached.run_attached(ready.set, stopping))
+    running = asyncio.create_task(attached.run_attached(ready.set, life))
     await ready.wait()
-    yield lambda: running.cancel() and None
-    stopping.set()
+    yield life.stop
+    life.stop()
     await asyncio.gather(running, return_exceptions=True)
 
 
@@ -511,8 +512,8 @@ async def test_attached(url: str, prefix: str) -> None:
             await listener.start(signals=False)
 
 
-async def test_attached_is_cancelled(url: str, prefix: str) -> None:
-    """A worker in a hurry cancels it, and so the handlers, whatever the grace period."""
+async def test_attached_in_a_hurry(url: str, prefix: str) -> None:
+    """A worker in a hurry ends the handlers, whatever the grace period."""
     begun, ended = asyncio.Event(), list[str]()
     async with Host(WorkerConfig(url=url, prefix=prefix)) as host:
         listener = Broadcast(worker=host)
@@ -525,10 +526,10 @@ async def test_attached_is_cancelled(url: str, prefix: str) -> None:
             finally:
                 ended.append("slow")
 
-        async with hosting(host) as cancel:
+        async with hosting(host) as stop:
             await listener.send("slow")
             await begun.wait()
-            cancel()
+            stop()  # and once more at the end of the block: that is the hurry
     assert ended == ["slow"]
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from backstage.errors import ConfigError, InvalidName
-from backstage.job import Backoff, Dedupe, Delivery, Job, Next, new_id, to_backoff, to_dedupe
+from backstage.job import Backoff, Dedupe, Delivery, Job, Next, new_ids, to_backoff, to_dedupe
 from backstage.queue import Queue
 
 
@@ -18,11 +18,12 @@ class Route(NamedTuple):
 
 
 def test_ids_are_uuid7_and_sort_by_time() -> None:
-    """Version 7, variant 10, the time in front, never the same twice."""
+    """Version 7, variant 10, the time in front, rising within a batch, never the same twice."""
     before = time.time_ns() // 1_000_000
-    ids = [new_id() for _ in range(1_000)]
+    ids = new_ids(1_000)
     after = time.time_ns() // 1_000_000
-    assert len(set(ids)) == 1_000
+    assert len({*ids, *new_ids(1_000)}) == 2_000
+    assert ids == sorted(ids)
     for id in ids:
         assert [len(part) for part in id.split("-")] == [8, 4, 4, 4, 12]
         assert id[14] == "7"
@@ -30,8 +31,8 @@ def test_ids_are_uuid7_and_sort_by_time() -> None:
         assert before <= int(id.replace("-", "")[:12], 16) <= after
 
 
-def test_id_is_fixed_at_construction() -> None:
-    """A job has its id before it is sent, and keeps it."""
+def test_a_job_has_its_id_before_it_is_sent_and_keeps_it() -> None:
+    """An id can be read at any time, or given, and never changes."""
     job = Job("send")
     assert job.id == job.id
     assert Job("send", id="order-1").id == "order-1"

@@ -74,7 +74,8 @@ class Lease:
     async def stop(self) -> None:
         """Ends the thread. To be called when nothing is held any more."""
         self._stop.set()
-        await asyncio.to_thread(self._thread.join, 5.0)
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join, 5.0)
 
     # ---- in the thread -----------------------------------------------------------------------------------------------
 

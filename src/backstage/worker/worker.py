@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Unpack
+from typing import Any, Unpack
 
 from backstage.client import Client, Link
 from backstage.config import WorkerConfig, WorkerOptions
@@ -17,7 +17,7 @@ from backstage.lane import sync_dialer
 from backstage.logs import LoggerConfig, configure
 from backstage.queue import Queue, ordered
 from backstage.scheduler import Timetable
-from backstage.service import Life, Service
+from backstage.service import Attachment, Life, Service
 from backstage.stream import Stream, consumer_name
 from backstage.task import AnyTask, Registers, TaskOptions, TaskRegistry
 from backstage.worker.executor import Executor, Policy
@@ -33,12 +33,6 @@ log = logging.getLogger("backstage")
 
 FLUSH = 10.0
 """Seconds for which a stopping worker tries to make outcomes durable while Redis is away."""
-
-
-class Attachment(Protocol):
-    """What starts and stops with a worker: a Broadcast."""
-
-    async def run_attached(self, ready: Callable[[], None], stopping: asyncio.Event) -> None: ...
 
 
 class Worker(Client, Service, Registers):
@@ -60,6 +54,7 @@ class Worker(Client, Service, Registers):
             configure(logger)
         self._registry.include(*self._settings.tasks)
         self._attachments: list[Attachment] = []
+        self._hall: Hall | None = None
 
     @property
     def config(self) -> WorkerConfig:
@@ -92,6 +87,10 @@ class Worker(Client, Service, Registers):
         self._settings = settings
         self._registry.include(*settings.tasks)
 
+    def _put_off(self) -> None:
+        if self._hall is not None:
+            self._hall.wake()
+
     def _register(self, name: str, fn: Callable[..., Any], options: TaskOptions) -> AnyTask:
         return self._registry._register(name, fn, options)
 
@@ -101,7 +100,7 @@ class Worker(Client, Service, Registers):
     # ---- life --------------------------------------------------------------------------------------------------------
 
     async def _serve(self, life: Life) -> None:
-        if not self._registry.tasks and not self._attachments:
+        if not self._registry.tasks and not any(each.listens for each in self._attachments):
             raise ConfigError(
                 "this worker has no task and no broadcast handler, so it would only put jobs off: register one with "
                 '@worker.on("name"), or include a TaskRegistry'
@@ -109,9 +108,11 @@ class Worker(Client, Service, Registers):
         opened = self._link is None
         await self._connector.mend()
         link = self._open()
+        hall = self._hall = Hall(self, link)
         try:
-            await Hall(self, link).serve(life)
+            await hall.serve(life)
         finally:
+            self._hall = None
             if opened:
                 await self.aclose()
 
@@ -184,11 +185,16 @@ class Hall:
             self._lease.start()
             async with asyncio.TaskGroup() as group:
                 parts = [group.create_task(part, name=f"backstage {what}") for what, part in self._upkeep()]
-                attached = [group.create_task(self._attached(each, life)) for each in self._attachments]
+                heard = [asyncio.Event() for _ in self._attachments]
+                attached = [
+                    group.create_task(each.run_attached(ready.set, life), name="backstage attached")
+                    for each, ready in zip(self._attachments, heard, strict=True)
+                ]
                 stopper = group.create_task(self._stop(life), name="backstage stop")
                 log.info("worker %s consumes %s", self._worker_id, ", ".join(q.name for q in self.stream.queues))
-                life.ready.set()
+                announcing = group.create_task(self._announce(life, heard), name="backstage ready")
                 await self._consume()
+                announcing.cancel()
                 stopper.cancel()
                 await self._drain(life)
                 if attached:
@@ -201,6 +207,10 @@ class Hall:
             self._limits.close()
             self._threads.close()
             await self.stream.aclose()
+
+    def wake(self) -> None:
+        """Something was enqueued here that may be due before what is known."""
+        self._promoter.wake()
 
     async def _initialize(self, life: Life) -> bool:
         """Connect, within `connect_timeout`; False where it was stopped meanwhile."""
@@ -252,8 +262,11 @@ class Hall:
         if room := self._slots.room():
             self._slots.feed(await self._reclaimer.take(room))
 
-    async def _attached(self, attachment: Attachment, life: Life) -> None:
-        await attachment.run_attached(lambda: None, life.stopping)
+    async def _announce(self, life: Life, heard: list[asyncio.Event]) -> None:
+        """Ready when jobs are taken and every attachment listens."""
+        for attachment in heard:
+            await attachment.wait()
+        life.ready.set()
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -272,6 +285,7 @@ class Hall:
     async def _drain(self, life: Life) -> None:
         hurry = asyncio.create_task(self._hurry(life))
         life.stubborn = await self._slots.drain(self._config.grace_period / 1000)
+        life.cut = self._slots.cut
         hurry.cancel()
         if not await self._finisher.flushed(FLUSH):
             log.error("Redis was away: what is finished but not settled will be run again")
