@@ -209,8 +209,8 @@ class Executor:
         return Done(tuple(jobs)) if jobs else DONE
 
     def _failed(self, delivery: Delivery, policy: Policy, exc: BaseException) -> Outcome:
-        if isinstance(exc, GeneratorExit):
-            raise exc
+        if isinstance(exc, GeneratorExit) and not _running():
+            raise exc  # not the handler's: the interpreter closes what a dead loop left
         why = self._why.get(delivery)
         if isinstance(exc, asyncio.CancelledError) and not isinstance(exc, SoftTimeout) and why:
             return RELEASED  # it has been settled already where it was abandoned
@@ -284,6 +284,14 @@ def successors(result: object) -> Iterator[Next]:
 
 async def _coroutine(awaitable: Awaitable[object]) -> object:
     return await awaitable
+
+
+def _running() -> bool:
+    """Whether a task runs here, and so its coroutine is not just being thrown away."""
+    try:
+        return asyncio.current_task() is not None
+    except RuntimeError:
+        return False
 
 
 def _flat(exc: BaseException) -> Iterator[BaseException]:
