@@ -46,7 +46,7 @@ class Keyspace:
                 pipe.xadd(key, {"jobId": f"job-{i}", **job})
             return [entry_id.decode() for entry_id in pipe.execute()]
 
-    def read(self, key: str, consumer: str = ME, count: int = 1000) -> list[str]:
+    def read(self, key: str, consumer: str = ME, count: int = 10_000) -> list[str]:
         """The ids of new entries, delivered to a consumer."""
         reply = self.db.xreadgroup(GROUP, consumer, {key: ">"}, count)
         return [entry_id.decode() for _, entries in reply or () for entry_id, _ in entries]

@@ -100,11 +100,12 @@ def test_trimming_respects_sequence_numbers(space: Keyspace, key: str) -> None:
     assert "1795491213549-1" not in space.ids(key)
 
 
-def test_with_a_second_group_nothing_is_trimmed(space: Keyspace, key: str) -> None:
+@pytest.mark.parametrize("name", ["audit", "zz-audit"])
+def test_with_a_second_group_nothing_is_trimmed(space: Keyspace, key: str, name: str) -> None:
     """It may still need them; the caller is told how many groups there are."""
     ids = space.held(key, 3)
     space.db.xack(key, GROUP, *ids)
-    space.db.xgroup_create(key, "audit", "0")
+    space.db.xgroup_create(key, name, "0")
     assert prune(space, key)[1:] == [0, 2]
     assert space.ids(key) == ids
 

@@ -160,11 +160,13 @@ def test_after_a_jump_of_the_servers_clock_nothing_is_taken(space: Keyspace, key
 
 def test_healing_leaves_owners_and_counts_alone(space: Keyspace, key: str) -> None:
     """After a step back of the clock entries that read 0 are renewed for their own owner; what is due is taken."""
-    young, dead = space.held(key, 2, OTHER)
+    young, older, dead = space.held(key, 3, OTHER)
     space.age(key, [dead], IDLE)
+    space.age(key, [older], IDLE - 5_000)
     space.age(key, [young], 0, times=2)
     assert reclaim(space, key, heal=1).entries == [(dead, 2, False)]
-    assert space.pending(key) == {young: (OTHER, 2), dead: (ME, 2)}
+    assert space.pending(key) == {young: (OTHER, 2), older: (OTHER, 1), dead: (ME, 2)}
+    assert space.idle(key, older) >= IDLE - 5_000
 
 
 @pytest.mark.parametrize("state", ["group destroyed", "stream deleted", "wrong type"])
