@@ -153,6 +153,8 @@ class Page:
                         _check_package(block, package)
             case ["backstage", "demo", *_]:  # it takes its minute in a test of its own
                 self.finish(block, ["backstage", "demo", "--help"], None)
+            case ["pytest", *_]:
+                self.finish(block, [sys.executable, "-m", *words, "-p", "no:cacheprovider"], expected)
             case ["backstage", name, *_] if name in _LONG:
                 self.start(command, _ours(words))
             case ["backstage", *_]:
