@@ -59,7 +59,7 @@ def _answer(future: asyncio.Future[Any], result: Any, error: BaseException | Non
         return
     if error is None:
         future.set_result(result)
-    elif isinstance(error, StopIteration):  # which no future can carry
-        future.set_exception(RuntimeError("handler raised StopIteration"))
+    elif isinstance(error, (StopIteration, GeneratorExit)):  # which no await can carry
+        future.set_exception(RuntimeError(f"handler raised {type(error).__name__}"))
     else:
         future.set_exception(error)
