@@ -152,7 +152,7 @@ async def test_many_due_at_once(client: Client, worker: Worker) -> None:
 @pytest.mark.parametrize(
     ("when", "says"),
     [
-        (datetime(2030, 1, 1), "must carry a time zone"),  # noqa: DTZ001 - that is the point
+        (datetime(2030, 1, 1), "must carry a time zone"),  # that is the point
         (1.5, "never a float"),
         (-1, "at least 0 ms"),
         ("tomorrow", "a timedelta or an int of milliseconds"),

@@ -27,7 +27,7 @@ from support.waiting import wait_until
 
 
 async def test_one_process_enqueues_and_another_works(client: Client, worker: Worker) -> None:
-    """A client needs nothing but the task's name; a worker that has it runs the job with the payload as it was given."""
+    """A client needs nothing but the task's name; a worker that has it gets the payload as it was given."""
     handled: list[object] = []
 
     @worker.on("email.send")
@@ -253,7 +253,7 @@ async def test_a_megabyte_is_fine(client: Client, worker: Worker) -> None:
 async def test_redis_away(prefix: str) -> None:
     """Where no Redis answers, an enqueue gives up after `connect_timeout`, and says that the job may have arrived."""
     async with Client(host="127.0.0.1", port=1, prefix=prefix, connect_timeout=100) as client:
-        with pytest.raises(RedisUnavailable, match="within 100 ms.*may have arrived") as away:
+        with pytest.raises(RedisUnavailable, match=r"within 100 ms.*may have arrived") as away:
             await client.enqueue("t")
         assert isinstance(away.value, ConnectionError)
         with pytest.raises(RedisUnavailable):

@@ -153,7 +153,7 @@ def test_queues_that_cannot_be(make: Any, error: type[Exception], says: str) -> 
 
 
 async def test_a_finished_job_is_gone(url: str, prefix: str, client: Client, redis: Redis) -> None:
-    """By default a finished job is deleted, so that streams don't grow; `delete_on_ack=False` keeps it, acknowledged."""
+    """A finished job is deleted, so that streams don't grow; `delete_on_ack=False` keeps it, acknowledged."""
     handled: list[str] = []
     for queue, keep in (("a", False), ("b", True)):
         worker = Worker(url=url, prefix=prefix, queues=[queue], delete_on_ack=not keep)
