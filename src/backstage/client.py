@@ -63,6 +63,8 @@ class Client:
         self._config = config
         self._connector = Connector(config)
         self._link: Link | None = None
+        self._inherited: list[Link] = []
+        """Of processes before a fork. Kept, for collecting one would unregister the parent's sockets from its loop."""
         self._registry = TaskRegistry()
         self._registry.bind(self)
 
@@ -198,6 +200,8 @@ class Client:
     def _open(self) -> Link:
         """The link of this loop and process. One of a former loop is left behind: it can't be closed from here."""
         if self._link is None or not self._link.usable:
+            if self._link is not None and self._link.pid != os.getpid():
+                self._inherited.append(self._link)
             client = self._connector.client()
             stream = self._stream(client)
             self._link = Link(

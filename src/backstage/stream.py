@@ -121,6 +121,8 @@ class Stream:
         self._served: dict[str, str] = {}
         self.refused: list[str] = []
         self._doubt = False
+        self._claiming = asyncio.Lock()
+        """What is claimed for us is held before anybody asks what is pending for us and not held."""
         self._cursors: dict[str, str] = {}
         self._streams: dict[str | bytes, None] = dict.fromkeys(self.keys.stream(queue.name) for queue in self.queues)
 
@@ -205,10 +207,11 @@ class Stream:
             if not self._served or self._doubt:
                 await self.initialize()
             if self._doubt:
-                found = await self._recover()
+                async with self._claiming:
+                    found = self._hold(await self._recover())
                 self._doubt = False
                 if found:
-                    return self._hold(found)
+                    return found
             return self._hold(await self._reader.take(room, block))
         except NoGroup:
             self._served, self._doubt = {}, True  # other queues of the same pass may have answered with jobs
@@ -326,6 +329,10 @@ class Stream:
         latest = self.clock.now() + self.clock.leap if self.clock.heard else 0
         cursor = self._cursors.get(queue, "-")
         blob = pack((self.group, self.consumer, idle, foreign_idle, room, cursor, latest, int(heal)))
+        async with self._claiming:
+            return await self._look(queue, blob, scan=idle >= 0)
+
+    async def _look(self, queue: str, blob: bytes, *, scan: bool) -> Reclaimed:
         reply = await self._upkeep.script(load("reclaim"), [self.keys.stream(queue)], blob)
         mark, entries, gone, now = reply
         self.clock.hear(int(now))
@@ -337,7 +344,7 @@ class Stream:
             for entry_id, times, fields, own in entries
             if not (own and entry_id in held)
         ]
-        if idle >= 0 and mark not in (b"JUMPED", b"NOGROUP"):
+        if scan and mark not in (b"JUMPED", b"NOGROUP"):
             self._cursors[queue] = mark.decode()
         return Reclaimed(self._hold(found), gone, mark == b"-", mark == b"JUMPED")
 

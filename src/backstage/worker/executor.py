@@ -221,7 +221,7 @@ class Executor:
         failed = job.attempt + 1
         wait = retry.decide(job.backoff or policy.backoff, job.attempts or policy.attempts, failed, random.random)
         timeout = any(isinstance(part, SoftTimeout) for part in _flat(exc))
-        text = f"{type(exc).__name__}: {exc}" if signal is None else f"Retry: {signal.reason}"
+        text = _told(exc) if signal is None else f"Retry: {signal.reason}"
         extra = _extra(job, failed)
         if wait is None:
             log.error("job failed for the last time: %s", text, extra=extra, exc_info=exc)
@@ -300,6 +300,13 @@ def _flat(exc: BaseException) -> Iterator[BaseException]:
     if isinstance(exc, BaseExceptionGroup):
         for part in exc.exceptions:
             yield from _flat(part)
+
+
+def _told(exc: BaseException) -> str:
+    try:
+        return f"{type(exc).__name__}: {exc}"
+    except Exception:  # its __str__ is anybody's
+        return f"{type(exc).__name__} (which can't be shown)"
 
 
 def _traceback(exc: BaseException) -> str:

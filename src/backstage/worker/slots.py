@@ -48,6 +48,8 @@ class Slots:
     ) -> None:
         self.size = size
         self.closed = False
+        self.cut = False
+        """Some run was cancelled because the grace period was over."""
         self.running: dict[Delivery, asyncio.Task[Any]] = {}
         self.why: dict[Delivery, Why] = {}
         self._execute, self._settle = execute, settle
@@ -171,7 +173,7 @@ class Slots:
             self._pump_soon()
         else:
             self._changed.set()
-        if not self.running:
+        if self.closed and not self.running:
             self._quiet.set()
 
     # ---- giving up ---------------------------------------------------------------------------------------------------
@@ -182,10 +184,20 @@ class Slots:
         if task is None or delivery in self._abandoned:
             return
         self._abandoned.add(delivery)
-        self.why[delivery] = why
         if outcome is not None:
             self._settle(delivery, outcome)
+        self._cancel(delivery, task, why)
+
+    def _cancel(self, delivery: Delivery, task: asyncio.Task[Any], why: Why) -> None:
+        self.why[delivery] = why
         task.cancel()
+        if not EAGER:
+            task.add_done_callback(partial(self._never_ran, delivery))
+
+    def _never_ran(self, delivery: Delivery, task: asyncio.Task[Any]) -> None:
+        """A task that is cancelled before its first step ends without having seen to its own end."""
+        if self.running.get(delivery) is task:
+            self._end(delivery, perf_counter(), RELEASED)
 
     def lose(self, deliveries: Iterable[Delivery]) -> None:
         """Leases that are not ours any more: cancel what runs, forget what waits."""
@@ -239,9 +251,9 @@ class Slots:
                     await self._quiet.wait()
             except TimeoutError:
                 pass
+        self.cut = bool(self.running)
         for delivery, task in list(self.running.items()):
-            self.why[delivery] = "stop"
-            task.cancel()
+            self._cancel(delivery, task, "stop")
         if self.running:
             await asyncio.wait(list(self.running.values()), timeout=LAST_WORDS)
         for delivery in list(self.running):
