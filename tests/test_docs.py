@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import backstage
+from backstage.keys import Keys
 from support.pages import ROOT, blocks
 from support.server import Server
 
@@ -90,6 +91,25 @@ def test_modules_import_only_from_the_floors_below_their_own() -> None:
             if name.startswith("cli/") and imported.startswith("cli/"):
                 continue
             assert floors[imported] < floor, f"{name} (floor {floor}) imports {imported} (floor {floors[imported]})"
+
+
+def test_the_protocol_names_every_key() -> None:
+    """docs/protocol.md has every key, with what bounds it."""
+    keys = Keys("backstage")
+    every = {name: getattr(keys, name) for name in Keys.__slots__ if name != "prefix"}
+    every |= {
+        "stream": keys.stream("<queue>"),
+        "dead_letter": keys.dead_letter("<queue>"),
+        "dedupe": keys.dedupe("<key>"),
+        "call": keys.call("<id>"),
+        "worker": keys.worker("<worker id>"),
+        "stats": keys.stats("<queue>", 1).replace(":1", ":<minute>"),
+    }
+    assert every.keys() == {name for name in dir(keys) if not name.startswith("_")} - {"prefix"}
+    rows = re.findall(
+        r"^\| `([^`]+)` \| \w+ \| .+ \| .+ \|$", (ROOT / "docs" / "protocol.md").read_text(), re.MULTILINE
+    )
+    assert not set(every.values()) - set(rows)
 
 
 def test_the_protocol_names_every_script() -> None:
