@@ -330,7 +330,11 @@ class Stream:
         cursor = self._cursors.get(queue, "-")
         blob = pack((self.group, self.consumer, idle, foreign_idle, room, cursor, latest, int(heal)))
         async with self._claiming:
-            return await self._look(queue, blob, scan=idle >= 0)
+            try:
+                return await self._look(queue, blob, scan=idle >= 0)
+            except BaseException:
+                self._doubt = True  # what a lost reply held comes with the next take, not after a lease
+                raise
 
     async def _look(self, queue: str, blob: bytes, *, scan: bool) -> Reclaimed:
         reply = await self._upkeep.script(load("reclaim"), [self.keys.stream(queue)], blob)
@@ -360,7 +364,7 @@ class Stream:
             if not missing and not more:
                 return None if due in (b"", b"inf") else int(float(due))
             for key in missing:
-                self._streams[_text(key)] = None
+                self._streams[key] = None
             while len(self._streams) > 400:  # a bound, should others invent queues without end
                 self._streams.pop(next(iter(self._streams)))
             await asyncio.sleep(0)
@@ -385,14 +389,6 @@ class Stream:
         """Take this consumer out of the registry, and out of the groups where it holds nothing."""
         keys = [self.keys.workers, self.keys.worker(worker_id), *self._served]
         await self._upkeep.script(load("leave"), keys, pack((self.group, self.consumer)))
-
-
-def _text(key: bytes) -> str | bytes:
-    """A key that others named, as text where it is some, so that each has one name here."""
-    try:
-        return key.decode()
-    except UnicodeDecodeError:
-        return key
 
 
 def consumer_name(worker_id: str) -> str:

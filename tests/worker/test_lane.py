@@ -170,9 +170,9 @@ async def test_the_former_connection_is_killed_on_the_same_server(
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
     await lane.call("RPUSH", f"{prefix}:other", "x")
-    await asyncio.gather(reading, return_exceptions=True)
     with server.client() as other:
         assert str(former) not in {client["id"] for client in other.client_list()}
+    await asyncio.gather(reading, return_exceptions=True)
     assert lane.client_id != former
     assert left is not None
 

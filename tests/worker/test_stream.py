@@ -186,6 +186,44 @@ class TestLostConnections:
         assert await stream.finish([(held, Done()), (found, Done())]) == [True, True]
         assert await stream.take(10) == []
 
+    async def test_what_a_look_claims_is_not_recovered_as_well(
+        self, make: Make, db: SyncRedis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While the look's answer is on its way, the job is pending for us and not held: it must not come twice."""
+        dead, stream = make(), make()
+        await stream.take(1)
+        await one(dead)
+        arrived, script = asyncio.Event(), stream._upkeep.script
+
+        async def late(*args: Any, **options: Any) -> Any:
+            reply = await script(*args, **options)
+            await arrived.wait()
+            return reply
+
+        monkeypatch.setattr(stream._upkeep, "script", late)
+        looking = asyncio.create_task(stream.reclaim(10, "default", idle=0))
+        await wait_until(lambda: db.xpending_range(keys.stream("default"), GROUP, "-", "+", 1, stream.consumer))
+        stream._doubt = True
+        taking = asyncio.create_task(stream.take(10))
+        await asyncio.wait({taking}, timeout=0.1)
+        arrived.set()
+        assert (len(await looking), await taking) == (1, [])
+
+    async def test_what_a_lost_reply_of_a_look_held_comes_with_the_next_take(
+        self, make: Make, db: SyncRedis, keys: Keys
+    ) -> None:
+        """Claimed for us but never seen: not after a lease, but at once."""
+        dead, stream = make(), make()
+        lost = await one(dead)
+        await stream.reclaim(1)
+        assert await stream.take(1) == []
+        db.xclaim(keys.stream("default"), GROUP, stream.consumer, 0, [lost.entry_id])  # the claim whose reply is lost
+        db.execute_command("CLIENT", "KILL", "ID", stream._upkeep.client_id)
+        with pytest.raises(RedisUnavailable):
+            await stream.reclaim(1, idle=0)
+        (found,) = await stream.take(1)
+        assert (found.entry_id, found.times) == (lost.entry_id, 2)
+
     async def test_a_killed_blocking_read(self, stream: Stream, db: SyncRedis) -> None:
         """RedisUnavailable, and the next one waits as before."""
         await stream.take(10)
