@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ import msgspec
 
 from backstage import retry, wire
 from backstage.blobs import Ready
-from backstage.errors import ConfigError, HardTimeout, MalformedJob, SoftTimeout
+from backstage.errors import ConfigError, HardTimeout, MalformedJob, SoftTimeout, TaskError
 from backstage.job import Backoff, Delivery, Job, Next
 from backstage.logs import job_fields
 from backstage.outcome import DONE, RELEASED, Again, Dead, Discard, Done, Outcome, Reason, Retry
@@ -87,6 +87,11 @@ class Executor:
         self._plans: dict[tuple[str, bytes], Plan] = {}
         self._direct: dict[str, dict[bytes, Plan]] = {queue: {} for queue in policies}
 
+    def check(self, tasks: Iterable[AnyTask]) -> None:
+        """TaskError, better before the first job than at it, for a payload that the serializer could never decode."""
+        for task in tasks:
+            self._decoder(task)
+
     async def execute(self, delivery: Delivery) -> Outcome:
         fields = delivery.fields
         # The fast path: a first delivery, fields in the order in which every SDK writes them, no options of its own.
@@ -114,7 +119,10 @@ class Executor:
             return self._dead(
                 job, "crash-loop", f"{delivery.times + job.crashes - 1} deliveries ended without a finish"
             )
-        plan = self._plans.get((delivery.queue, job.task.encode())) or self._plan(delivery.queue, job.task)
+        try:
+            plan = self._plans.get((delivery.queue, job.task.encode())) or self._plan(delivery.queue, job.task)
+        except TaskError as exc:
+            return self._failed(delivery, self._policies[delivery.queue], exc)
         if plan is None:
             return self._unknown(job)
         try:
@@ -144,11 +152,17 @@ class Executor:
         )
         bare = task.is_async and task.takes_payload and not task.payload_optional and task.run_parameter is None
         direct = bare and policy.soft is None and policy.hard is None and not self._middleware
-        plan = Plan(task, self._serializer.decoder(task.payload_type), policy, direct)
+        plan = Plan(task, self._decoder(task), policy, direct)
         self._plans[queue, name.encode()] = plan
         if direct:
             self._direct[queue][name.encode()] = plan
         return plan
+
+    def _decoder(self, task: AnyTask) -> Callable[[bytes], Any]:
+        try:
+            return self._serializer.decoder(task.payload_type)
+        except TaskError as exc:
+            raise TaskError(f"task {task.name!r} ({task.where}): {exc}") from exc
 
     async def _run(self, plan: Plan, delivery: Delivery, job: Job) -> object:
         soft = job.timeout if job.timeout is not None else plan.policy.soft
