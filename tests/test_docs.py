@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -79,18 +79,18 @@ def test_internals_has_a_paragraph_for_every_module() -> None:
     assert told == set(_floors())
 
 
-def test_modules_import_only_from_the_floors_below_their_own() -> None:
-    """The table of floors is the truth about the imports, those inside functions included."""
+def test_the_floors_of_internals_are_those_of_the_import_contracts() -> None:
+    """The page and the contracts tell one plan, and no module escapes it."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    house, worker = (contract["layers"][::-1] for contract in contracts if contract["type"] == "layers")
+    at = house.index("backstage.worker")
+    plan = [set(layer.split(" | ")) for layer in [*house[:at], *worker, *house[at + 1 :]]]
     floors = _floors()
-    for file in SOURCE.rglob("*.py"):
-        name = str(file.relative_to(SOURCE))
-        floor = floors["cli/"] if name.startswith("cli/") else floors.get(name)
-        if floor is None or name.endswith("__main__.py"):
-            continue
-        for imported in _imports(file):
-            if name.startswith("cli/") and imported.startswith("cli/"):
-                continue
-            assert floors[imported] < floor, f"{name} (floor {floor}) imports {imported} (floor {floors[imported]})"
+    told = [
+        {f"backstage.{name.rstrip('/').removesuffix('.py').replace('/', '.')}" for name in floors if floors[name] == n}
+        for n in range(max(floors.values()) + 1)
+    ]
+    assert [floor for floor in told if floor != {"backstage.__init__"}] == plan
 
 
 def test_the_protocol_names_every_key() -> None:
@@ -129,23 +129,6 @@ def _floors() -> dict[str, int]:
     """Module → floor, from the table in docs/internals.md."""
     rows = re.findall(r"^\| (\d+) \| (.+?) \|", INTERNALS.read_text(), re.MULTILINE)
     return {name: int(floor) for floor, names in rows for name in re.findall(r"`([^`]+)`", names)}
-
-
-def _imports(file: Path) -> set[str]:
-    """The modules of Backstage that a file imports, as paths below the package."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            path = name.removeprefix("backstage.").replace(".", "/") + ".py"
-            if name.startswith("backstage.") and (SOURCE / path).exists():
-                found.add(path)
-    return found
 
 
 def _anchors(file: Path) -> set[str]:
