@@ -10,9 +10,10 @@ from backstage import Client, Worker
 
 
 @pytest.fixture
-def worker(url: str, prefix: str) -> Worker:
+async def worker(url: str, prefix: str) -> AsyncIterator[Worker]:
     """A worker without tasks yet, and with no more settings than the address."""
-    return Worker(url=url, prefix=prefix)
+    async with Worker(url=url, prefix=prefix) as made:
+        yield made
 
 
 @pytest.fixture

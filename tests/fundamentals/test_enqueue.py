@@ -72,7 +72,6 @@ async def test_worker_is_a_client(worker: Worker) -> None:
         await worker.enqueue("n", 2)
         await worker.client.enqueue("n", 3)
         await wait_until(lambda: sorted(handled) == [1, 2, 3])
-    await worker.aclose()
 
 
 async def test_once_enqueue_has_returned_the_server_has_the_job(client: Client, redis: Redis, prefix: str) -> None:

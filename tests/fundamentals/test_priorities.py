@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -11,9 +12,10 @@ from support.waiting import wait_until
 
 
 @pytest.fixture
-def one_at_a_time(url: str, prefix: str) -> Worker:
+async def one_at_a_time(url: str, prefix: str) -> AsyncIterator[Worker]:
     """A worker with a single slot, so that the order of the starts is the order of the queues."""
-    return Worker(url=url, prefix=prefix, concurrency=1)
+    async with Worker(url=url, prefix=prefix, concurrency=1) as worker:
+        yield worker
 
 
 async def test_urgent_before_default_before_low(client: Client, one_at_a_time: Worker) -> None:
@@ -101,7 +103,6 @@ async def test_priority_of_a_task(one_at_a_time: Worker) -> None:
     await one_at_a_time.enqueue("mail", "by name, as the task says")
     async with one_at_a_time.running():
         await wait_until(lambda: len(order) == 3)
-    await one_at_a_time.aclose()
     assert order == ["as the caller says", "as the task says", "by name, as the task says"]
 
 
