@@ -58,7 +58,7 @@ def enqueue(keys: Keys, jobs: Sequence[Ready], call: str, marker_ttl: int) -> tu
             last, flat = (queue, job._task), []
             runs.append((streams[queue], job._task, flat))
         flat += (payload, job.id)
-    return number.keys, pack((marker_ttl, len(streams), runs))
+    return number.keys, pack((marker_ttl, len(streams), runs, keys.control))
 
 
 def _special(keys: Keys, number: _Numbers, stream: int, job: Job, payload: str, queue: str) -> Sequence[Any]:
@@ -100,7 +100,7 @@ def finish(
         )
         kind, *rest = _effects(keys, number, delivery, outcome, encode)
         items.append((kind, *head, verify, *rest))
-    return Batch(number.keys, pack((group, consumer, int(delete), runs, items)))
+    return Batch(number.keys, pack((group, consumer, int(delete), keys.control, runs, items)))
 
 
 def _effects(

@@ -15,13 +15,15 @@ def check_prefix(prefix: str, name: str = "prefix") -> str:
 class Keys:
     """The keys of one keyspace. With a hash-tagged prefix (`{backstage}`) all of them live in one slot of a cluster."""
 
-    __slots__ = ("broadcast", "cron", "prefix", "retries", "scheduled", "workers")
+    __slots__ = ("broadcast", "control", "cron", "prefix", "retries", "scheduled", "workers")
 
     def __init__(self, prefix: str) -> None:
         self.prefix = check_prefix(prefix)
         self.scheduled = f"{prefix}:scheduled"
         self.retries = f"{prefix}:retries"
         self.broadcast = f"{prefix}:broadcast"
+        self.control = f"{prefix}:control"
+        """A channel, not a key: a word to those who wait for something (docs/protocol.md)."""
         self.cron = f"{prefix}:cron"
         self.workers = f"{prefix}:workers"
 

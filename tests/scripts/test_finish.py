@@ -31,7 +31,7 @@ def finish(
     stats = Key(space.keys.stats("default", 0))
     runs = [numbered(part) for key, ids in plain for part in (Key(key), stats, ids)]
     kinds = [numbered((kind, Key(stream), stats, *rest)) for kind, stream, *rest in items]
-    return space.run("finish", keys or [space.keys.stream("default")], GROUP, me, delete, runs, kinds)
+    return space.run("finish", keys or [space.keys.stream("default")], GROUP, me, delete, space.keys.control, runs, kinds)
 
 
 def successor(stream: str, id: str = "next", *, delay: int = 0, dedupe: str = "") -> Sequence[Any]:

@@ -43,9 +43,9 @@ def test_neighbours_of_one_queue_and_task_travel_as_one_run() -> None:
         Job("a", id="1"), Job("a", id="2"), Job("b", id="3"), Job("b", id="4", queue="low"),
         Job("b", id="5", attempts=2), Job("b", id="6", queue="low"),
     ]  # fmt: skip
-    keys, (ttl, streams, runs) = enqueue(*((job, f"p{job.id}") for job in jobs))
+    keys, (ttl, streams, runs, control) = enqueue(*((job, f"p{job.id}") for job in jobs))
     assert keys == ["p:calls:c", "p:scheduled", "p:default", "p:low"]
-    assert (ttl, streams) == (5_000, 2)
+    assert (ttl, streams, control) == (5_000, 2, "p:control")
     assert runs == [
         [3, "a", ["p1", "1", "p2", "2"]],
         [3, "b", ["p3", "3"]],
@@ -57,7 +57,7 @@ def test_neighbours_of_one_queue_and_task_travel_as_one_run() -> None:
 
 def test_dedupe_keys_stand_behind_the_streams() -> None:
     """Each key once, however many jobs name it."""
-    keys, (_, streams, runs) = enqueue(
+    keys, (_, streams, runs, _) = enqueue(
         (Job("a", dedupe="k"), "1"), (Job("a", queue="low", dedupe={"key": "k", "ttl": 7}, delay=9), "2")
     )
     assert keys[2:] == ["p:default", "p:low", "p:dedupe:k"]
@@ -78,8 +78,8 @@ def test_dedupe_keys_stand_behind_the_streams() -> None:
 def test_an_item_names_its_keys_and_its_fence(outcome: Outcome, kind: str, key: str | None) -> None:
     """Kind, stream, stats, entry id, delivery count; the job id only where another server process handed it out."""
     found = delivery("low", times=3)
-    keys, (group, consumer, delete, plain, (item,)) = finish([(found, outcome)])
-    assert (group, consumer, delete, plain) == ("g", "me~1", 1, [])
+    keys, (group, consumer, delete, control, plain, (item,)) = finish([(found, outcome)])
+    assert (group, consumer, delete, control, plain) == ("g", "me~1", 1, "p:control", [])
     assert (item[0], keys[item[1] - 1], item[3:6]) == (kind, "p:low", ["1-1", 3, ""])
     assert keys[item[2] - 1].startswith("p:stats:low:")
     assert key is None or keys[item[6] - 1] == key

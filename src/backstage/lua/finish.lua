@@ -1,7 +1,7 @@
 -- finish: what became of deliveries, made durable. The first finisher of an entry wins, and only its effects happen.
 --
 -- KEYS  every key that an item names, by number
--- ARGV  [1] {group, consumer, delete (1 or 0), plain, items}
+-- ARGV  [1] {group, consumer, delete (1 or 0), control channel, plain, items}
 --       plain: {stream, stats, {entry id, ...}, stream, stats, ...} runs that succeeded and ask for nothing more
 --       item: {kind, stream, stats, entry id, delivery count, job id to verify or '', ...} and then
 --         'done'      retries or scheduled key, {next job, ...}: as a run of enqueue.lua with all its eight parts
@@ -29,8 +29,8 @@ local function count(stats, what, n)
   if redis.pcall('HINCRBY', KEYS[stats], what, n) == n then call('EXPIRE', KEYS[stats], 7200) end
 end
 
-for i = 1, #b[4], 3 do
-  local key, stats, ids, acked = b[4][i], b[4][i + 1], b[4][i + 2], 0
+for i = 1, #b[5], 3 do
+  local key, stats, ids, acked = b[5][i], b[5][i + 1], b[5][i + 2], 0
   if not wrong(key, 'stream') then
     acked = call('XACK', KEYS[key], group, unpack(ids))
     -- Fewer than asked: somebody settled some, or the group was made again and has yet to deliver some: spare them all.
@@ -106,9 +106,12 @@ function apply.released(item)
   return 1
 end
 
-for i, item in ipairs(b[5]) do
+local released = false
+for i, item in ipairs(b[6]) do
   local verdict = wrong(item[2], 'stream') or not same(item) and 0 or apply[item[1]](item)
   if verdict == 1 then count(item[3], item[1], 1) end
+  released = released or verdict == 1 and item[1] == 'released'
   out[i + 1] = verdict
 end
+if released then redis.pcall('PUBLISH', b[4], 'released') end
 return out

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from backstage.errors import RedisRefused, RedisUnavailable
 from backstage.stream import Stream
@@ -32,6 +35,51 @@ async def every(seconds: float, step: Callable[[], Awaitable[float | None]], wha
         await asyncio.sleep(seconds * random.uniform(0.9, 1.1) if pause is None else pause)
 
 
+class Pause:
+    """A sleep that can be cut short, even before it has begun."""
+
+    def __init__(self) -> None:
+        self._over = asyncio.Event()
+
+    def end(self) -> None:
+        self._over.set()
+
+    async def sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+        except TimeoutError:
+            pass
+        self._over.clear()
+
+
+class Control:
+    """Listens on the control channel, where scripts say that something is there for whoever waits for it.
+
+    A word that is lost costs a moment, no job: those who wait look by themselves, too.
+    """
+
+    QUIET = 30.0
+    """Seconds without a word after which the connection is tried."""
+
+    def __init__(self, redis: Redis, channel: str, heard: Mapping[bytes, Callable[[], None]]) -> None:
+        self._redis, self._channel, self._heard = redis, channel, heard
+
+    async def step(self) -> None:
+        """Listens until the connection breaks."""
+        try:
+            async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+                await pubsub.subscribe(self._channel)
+                while True:
+                    message = await pubsub.get_message(timeout=self.QUIET)
+                    if message is None:
+                        await pubsub.ping()
+                    elif heard := self._heard.get(message["data"]):
+                        heard()
+        except (RedisError, OSError) as exc:
+            log.debug("control channel: %s", exc)
+
+
 class Promoter:
     """Moves jobs whose time has come. Sleeps until the next one is due; what asks for an earlier one wakes it."""
 
@@ -40,22 +88,17 @@ class Promoter:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._sooner = asyncio.Event()
+        self._pause = Pause()
 
     def wake(self) -> None:
         """Something was put into the sets that may be due before what is known."""
-        self._sooner.set()
+        self._pause.end()
 
     async def step(self) -> float:
-        self._sooner.clear()
         due = await self._stream.promote()
         longest = self.ASLEEP if due is None else self.AWAKE
         left = longest if due is None else min(longest, max(0.001, (due - self._stream.clock.now()) / 1000))
-        try:
-            async with asyncio.timeout(left):
-                await self._sooner.wait()
-        except TimeoutError:
-            pass
+        await self._pause.sleep(left)
         return 0.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
@@ -27,7 +28,7 @@ from backstage.worker.limits import Limits
 from backstage.worker.slots import Slots
 from backstage.worker.sources import Fetcher, Reclaimer
 from backstage.worker.threads import Threads
-from backstage.worker.upkeep import Promoter, Registry, every
+from backstage.worker.upkeep import Control, Pause, Promoter, Registry, every
 
 log = logging.getLogger("backstage")
 
@@ -108,9 +109,9 @@ class Worker(Client, Service, Registers):
         opened = self._link is None
         await self._connector.mend()
         link = self._open()
-        hall = self._hall = Hall(self, link)
         try:
-            await hall.serve(life)
+            self._hall = Hall(self, link)
+            await self._hall.serve(life)
         finally:
             self._hall = None
             if opened:
@@ -160,6 +161,13 @@ class Hall:
             now=stream.clock.now,
             ready=worker._ready,
             client=worker,
+        )
+        self._executor.check(worker._registry)
+        self._released = Pause()
+        self._control = Control(
+            link.redis,
+            stream.keys.control,
+            {b"due": self._promoter.wake, b"released": self._released.end},
         )
         self._fetcher = Fetcher(stream, block=config.block_timeout, mend=self._mend)
         self._reclaimer = Reclaimer(stream, idle=config.idle_timeout, interval=config.reclaimer_interval)
@@ -245,7 +253,8 @@ class Hall:
         parts = [
             ("finisher", self._finisher.run()),
             ("promoter", every(0.0, self._promoter.step, "promoting")),
-            ("reclaimer", every(Reclaimer.RELEASED, self._reclaim, "reclaiming")),
+            ("reclaimer", every(0.0, self._reclaim, "reclaiming")),
+            ("control", every(1.0, self._control.step, "listening")),
             ("beat", every(Registry.BEAT, self._registry.beat, "telling the registry")),
             ("pruner", every(Registry.PRUNE, self._registry.prune, "pruning")),
         ]
@@ -258,9 +267,11 @@ class Hall:
         while room := await slots.free():
             slots.feed(await fetcher.take(room))
 
-    async def _reclaim(self) -> None:
+    async def _reclaim(self) -> float:
+        await self._released.sleep(Reclaimer.RELEASED * random.uniform(0.9, 1.1))
         if room := self._slots.room():
             self._slots.feed(await self._reclaimer.take(room))
+        return 0.0
 
     async def _announce(self, life: Life, heard: list[asyncio.Event]) -> None:
         """Ready when jobs are taken and every attachment listens."""
