@@ -168,6 +168,26 @@ def test_a_read_only_server_refuses_the_whole_call(own: Keyspace, own_server: Se
     assert own.state() == {}
 
 
+def test_a_job_that_is_due_before_all_others_is_told(space: Keyspace) -> None:
+    """On the control channel, once a call; later ones and those without a delay are no news."""
+    with space.db.pubsub() as told:
+        told.subscribe(space.keys.control)
+        assert (told.get_message(timeout=1) or {})["type"] == "subscribe"
+        enqueue(space, special("a", delay=60_000), special("b", delay=50_000), id="c1")
+        enqueue(space, special("c", delay=70_000), special("d"), id="c2")
+        enqueue(space, special("e", delay=10_000), id="c3")
+        messages = [told.get_message(timeout=1), told.get_message(timeout=1), told.get_message()]
+    assert [message and message["data"] for message in messages] == [b"due", b"due", None]
+
+
+def test_a_server_that_forbids_the_channel_takes_the_jobs(own: Keyspace) -> None:
+    """Telling is a courtesy: nothing depends on it."""
+    own.db.acl_setuser("default", enabled=True, nopass=True, keys=["*"], commands=["+@all"], reset_channels=True)
+    assert enqueue(own, special("a", delay=60_000)) == []
+    assert len(own.members(own.keys.scheduled)) == 1
+    assert enqueue(own, special("a", delay=60_000)) == []
+
+
 def test_five_hundred_jobs_of_many_queues_in_one_call(space: Keyspace) -> None:
     """A full call: every job in its own stream, none mixed up."""
     queues = tuple(f"q{i}" for i in range(100))

@@ -31,7 +31,9 @@ def finish(
     stats = Key(space.keys.stats("default", 0))
     runs = [numbered(part) for key, ids in plain for part in (Key(key), stats, ids)]
     kinds = [numbered((kind, Key(stream), stats, *rest)) for kind, stream, *rest in items]
-    return space.run("finish", keys or [space.keys.stream("default")], GROUP, me, delete, space.keys.control, runs, kinds)
+    return space.run(
+        "finish", keys or [space.keys.stream("default")], GROUP, me, delete, space.keys.control, runs, kinds
+    )
 
 
 def successor(stream: str, id: str = "next", *, delay: int = 0, dedupe: str = "") -> Sequence[Any]:
@@ -193,6 +195,18 @@ def test_released_is_claimable_at_once_and_counts_as_no_delivery(space: Keyspace
     assert space.pending(key) == {once: (RELEASED, 0), twice: (RELEASED, 1)}
     assert space.idle(key, once) > 10**12
     assert len(space.ids(key)) == 2
+
+
+def test_what_was_given_back_is_told(space: Keyspace, key: str, items: Items) -> None:
+    """Once a batch, on the control channel, and only where it was really given back."""
+    first, second, third = space.held(key, 3)
+    with space.db.pubsub() as told:
+        told.subscribe(space.keys.control)
+        assert (told.get_message(timeout=1) or {})["type"] == "subscribe"
+        finish(space, items.released(key, first), items.released(key, second), items.done(key, third))
+        finish(space, items.released(key, first), items.done(key, third))
+        messages = [told.get_message(timeout=1), told.get_message()]
+    assert [message and message["data"] for message in messages] == [b"released", None]
 
 
 @pytest.mark.parametrize("kind", KINDS)
