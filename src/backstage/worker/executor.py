@@ -253,7 +253,12 @@ class Executor:
 
     def _undecodable(self, delivery: Delivery, exc: Exception) -> Dead:
         reason: Reason = "invalid-payload" if isinstance(exc, msgspec.ValidationError) else "malformed"
-        log.error("job can't be read (%s), entry %s of queue %s", exc, delivery.entry_id.decode(), delivery.queue)
+        entry_id = delivery.entry_id.decode()
+        try:
+            extra = _extra(wire.decode(delivery))
+        except MalformedJob:
+            extra = job_fields(f"{delivery.queue}:{entry_id}", "", delivery.queue, 1)
+        log.error("job can't be read (%s), entry %s of queue %s", exc, entry_id, delivery.queue, extra=extra)
         return Dead(reason, f"{type(exc).__name__}: {exc}")
 
     def _unknown(self, job: Job) -> Outcome:
