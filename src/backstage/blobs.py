@@ -9,10 +9,9 @@ from typing import Any, TypeAlias
 import msgspec
 
 from backstage import wire
-from backstage.errors import BackstageError, MalformedJob
+from backstage.errors import MalformedJob
 from backstage.job import Delivery, Job, fix_ids
 from backstage.keys import Keys
-from backstage.lane import Refusal, translate
 from backstage.outcome import Again, Dead, Done, Outcome, Released
 from backstage.scripts import pack
 
@@ -138,8 +137,3 @@ def lost(held: Sequence[Sequence[Delivery]], reply: Sequence[Any]) -> list[Deliv
     """The deliveries that renew.lua answered as lost."""
     gone = set(zip(reply[::2], reply[1::2], strict=True))
     return [d for place, ds in enumerate(held, 1) for d in ds if (place, d.entry_id) in gone]
-
-
-def as_error(text: str) -> BackstageError:
-    """A refusal that stood in a list of replies."""
-    return translate(Refusal(text))
