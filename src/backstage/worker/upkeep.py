@@ -68,12 +68,15 @@ class Control:
     async def step(self) -> None:
         """Listens until the connection breaks."""
         try:
-            async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+            async with self._redis.pubsub() as pubsub:
                 await pubsub.subscribe(self._channel)
                 while True:
                     message = await pubsub.get_message(timeout=self.QUIET)
                     if message is None:
                         await pubsub.ping()
+                    elif message["type"] == "subscribe":  # what was said before it has not been heard
+                        for wake in self._heard.values():
+                            wake()
                     elif heard := self._heard.get(message["data"]):
                         heard()
         except (RedisError, OSError) as exc:
