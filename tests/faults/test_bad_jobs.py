@@ -174,9 +174,7 @@ async def test_a_handler_that_raises_what_ends_programs_is_a_failed_run(
     assert runs == [1, 2]
 
 
-async def test_a_task_that_cancels_itself_is_a_failed_run(
-    worker: Worker, client: Client, keyspace: Keyspace
-) -> None:
+async def test_a_task_that_cancels_itself_is_a_failed_run(worker: Worker, client: Client, keyspace: Keyspace) -> None:
     """`asyncio.current_task().cancel()` in a handler hits its own run and nothing else."""
 
     @worker.on("suicidal")

@@ -138,7 +138,9 @@ async def test_a_worker_that_was_stopped_for_longer_than_its_lease_changes_nothi
     async def successor(whose: str) -> None:
         successors.append(whose)
 
-    source = LONG + """
+    source = (
+        LONG
+        + """
 @worker.on("quick")
 async def quick(n):
     say("start", "quick")
@@ -153,6 +155,7 @@ async def slow(n):
     say("end", "slow")
     return Next("successor", "zombie", queue="next")
 """
+    )
     with Process.worker(source, **settings) as zombie:
         await zombie.consuming()
         for task in ("quick", "slow", "long"):

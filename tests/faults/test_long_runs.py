@@ -51,9 +51,7 @@ async def run(kind: str, settings: Settings, redis: Redis) -> str:
         return worker.log.replace(job, "<job>")
 
 
-async def test_a_job_of_five_leases_runs_once_with_another_worker_standing_by(
-    settings: Settings, redis: Redis
-) -> None:
+async def test_a_job_of_five_leases_runs_once_with_another_worker_standing_by(settings: Settings, redis: Redis) -> None:
     """Awaiting, blocking the loop, or in a thread: it keeps its lease. What blocks the loop is named in the log."""
     awaits, blocks, threaded = await asyncio.gather(
         *(run(kind, settings, redis) for kind in ("awaits", "blocks", "threaded"))

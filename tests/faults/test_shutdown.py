@@ -63,7 +63,12 @@ def standby(settings: Settings) -> Callable[[str], object]:
 
 
 async def hand_over(
-    task: str, signals: list[signal.Signals], grace: int, settings: Settings, client: Client, standby: Callable[[str], object]
+    task: str,
+    signals: list[signal.Signals],
+    grace: int,
+    settings: Settings,
+    client: Client,
+    standby: Callable[[str], object],
 ) -> tuple[float, float]:
     """Seconds from the last signal until the job starts on the other worker, and until the process has ended."""
     with Process.worker(SOURCE, **settings, grace_period=grace) as worker:
