@@ -19,6 +19,7 @@ import redis.asyncio
 import redis.exceptions
 
 from backstage import blobs, wire
+from backstage.durations import Duration, to_ms
 from backstage.errors import BackstageError, ConfigError, RedisRefused
 from backstage.job import Delivery, EnqueueOptions, Job, Named
 from backstage.keys import Keys
@@ -103,7 +104,7 @@ class Stream:
         consumer: str | None = None,
         serializer: Serializer | None = None,
         delete_on_ack: bool = True,
-        connect_timeout: float = 5.0,
+        connect_timeout: Duration = 5_000,
     ) -> None:
         self.group = check_name(group, "consumer group")
         self.keys = Keys(prefix)
@@ -115,7 +116,7 @@ class Stream:
         self.held: Held = {queue.name: {} for queue in self.queues}
         self._serializer = serializer or JsonSerializer()
         self._delete = delete_on_ack
-        dial = dialer(redis, connect_timeout=connect_timeout)
+        dial = dialer(redis, connect_timeout=to_ms(connect_timeout, "connect_timeout", minimum=1) / 1000)
         self._reads, self._writes, self._sends, self._upkeep = (Lane(dial, timeout=CALL_TIMEOUT) for _ in range(4))
         self._reader = Reader(self._reads, self.group, self.consumer)
         self._served: dict[str, str] = {}
@@ -165,6 +166,14 @@ class Stream:
     def server_version(self) -> str:
         """As the server tells it; empty where it doesn't."""
         return self._upkeep.version
+
+    async def evicts(self) -> str | None:
+        """The server's eviction policy, where it may throw jobs away when its memory is full. None: it never does."""
+        (info,) = await self._upkeep.many([("INFO", "memory")])
+        text = info.decode() if isinstance(info, bytes) else ""  # no permission to ask: nothing is known
+        facts = dict(line.split(":", 1) for line in text.split() if ":" in line)
+        policy = facts.get("maxmemory_policy", "noeviction")
+        return None if policy == "noeviction" or facts.get("maxmemory") == "0" else policy
 
     async def unblock(self) -> None:
         """End a `take` that waits for jobs: it returns what it has. Never cancel one: its reply could hold jobs."""

@@ -20,7 +20,8 @@ import redis
 
 import backstage
 from backstage.cli import main
-from backstage.cli.tables import age, printable
+from backstage.cli.table import printable
+from backstage.cli.tables import age
 from backstage.client import Client
 from backstage.keys import Keys
 from backstage.outcome import Dead

@@ -12,7 +12,8 @@ import click
 import msgspec
 
 from backstage.cli.session import Session, connected
-from backstage.cli.tables import Table, printable, short, show
+from backstage.cli.table import Table, printable
+from backstage.cli.tables import short, show
 from backstage.inspector import Inspector, Progress
 from backstage.report import DeadJob
 

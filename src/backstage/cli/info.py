@@ -12,7 +12,8 @@ import click
 import msgspec
 
 from backstage.cli.session import Session, connected
-from backstage.cli.tables import Table, age, show
+from backstage.cli.table import Table
+from backstage.cli.tables import age, show
 from backstage.errors import RedisUnavailable
 from backstage.inspector import Inspector
 from backstage.report import QueueInfo, QueuesInfo, WorkerInfo

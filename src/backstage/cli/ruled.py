@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.text import Text
 
-from backstage.cli.tables import Table
+from backstage.cli.table import Table
 
 
 def ruled(table: Table) -> rich.table.Table:

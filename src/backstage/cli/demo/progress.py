@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from backstage.cli.demo.verdict import Row
-from backstage.cli.tables import Table
+from backstage.cli.table import Table
 
 
 class Step:
