@@ -36,6 +36,7 @@ from backstage.errors import BackstageError, ConfigError, RedisUnavailable
 _SCHEME = "embedded://"
 _POLL = 0.005  # seconds between two looks at a lock or at the socket
 _STOP_TIMEOUT = 10.0  # seconds for a server to write out what it has and go
+_ASK_AGAIN = 0.25  # seconds between two requests to go
 _SOCKET_PATH_LIMIT = 103  # bytes: sun_path of macOS without its NUL; Linux has 107
 
 _log = logging.getLogger("backstage")
@@ -243,7 +244,22 @@ class _Home:
 
     def stop(self) -> None:
         """Ask the server to write out its data and go, and wait until it has; under the gate, by the last member."""
-        deadline = time.monotonic() + _STOP_TIMEOUT
+        deadline, ask = time.monotonic() + _STOP_TIMEOUT, 0.0
+        while self.running():
+            now = time.monotonic()
+            if now > deadline:
+                raise RedisUnavailable(f"{self} doesn't stop; whoever joins next finds it running")
+            if now >= ask:  # again and again: one whose start was interrupted can't hear yet
+                self._ask_to_stop()
+                ask = now + _ASK_AGAIN
+            time.sleep(_POLL)
+        with contextlib.suppress(OSError):
+            address = Path(self.socket_path())
+            address.unlink(missing_ok=True)  # left by a server that crashed
+            if address.parent != self.folder:
+                address.parent.rmdir()
+
+    def _ask_to_stop(self) -> None:
         try:
             # As SIGTERM does: writes out the append-only file (NOSAVE is about snapshots). But it reaches the server
             # in another pid namespace too, and one that is busy with a script.
@@ -254,15 +270,6 @@ class _Home:
             with contextlib.suppress(OSError, ValueError):
                 if self.running():
                     os.kill(self.pid(), signal.SIGTERM)
-        while self.running():
-            if time.monotonic() > deadline:
-                raise RedisUnavailable(f"{self} doesn't stop; whoever joins next finds it running")
-            time.sleep(_POLL)
-        with contextlib.suppress(OSError):
-            address = Path(self.socket_path())
-            address.unlink(missing_ok=True)  # left by a server that crashed
-            if address.parent != self.folder:
-                address.parent.rmdir()
 
     def answers(self) -> bool:
         """Whether the server takes commands now."""
