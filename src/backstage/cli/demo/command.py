@@ -68,7 +68,7 @@ def demo(session: Session, keep: bool) -> None:
     """
     progress, began = Progress(), time.monotonic()
     progress.say("Backstage: a day in a small shop, with a real server and real worker processes.\n")
-    with _place(session, keep, progress) as place:
+    with _like_ctrl_c(signal.SIGTERM, signal.SIGHUP), _place(session, keep, progress) as place:
         session.address = place.config.address
         crew = Crew(place.folder, place.url, place.config.prefix)
         try:
@@ -91,16 +91,10 @@ def demo(session: Session, keep: bool) -> None:
 
 
 async def _live(place: Place, crew: Crew, progress: Progress, keep: bool) -> Facts:
-    """The day, with SIGTERM and SIGHUP taken as Ctrl-C is. Removes what it wrote to a server that isn't its own."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, task.cancel)
+    """The day. Removes what it wrote to a server that isn't its own."""
     client = Client(place.config)
     try:
         return await Day(client, crew, progress).run()
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
     finally:
         with _undisturbed():
             await asyncio.to_thread(crew.end)
@@ -144,13 +138,25 @@ def _server(folder: Path, progress: Progress) -> Iterator[str]:
     from backstage.embedded import join
 
     with progress.step("A server starts, in a temporary folder") as step:
-        member = join(folder)
+        with _undisturbed():
+            member = join(folder)
         step.note = f"{folder}, process {member.pid}"
     try:
         yield member.socket
     finally:
         with _undisturbed():
             member.leave()
+
+
+@contextlib.contextmanager
+def _like_ctrl_c(*numbers: signal.Signals) -> Iterator[None]:
+    """Takes these signals as Ctrl-C is taken: whatever ends the demo, it tidies up."""
+    before = {number: signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -143,8 +143,10 @@ class Day:
 
     async def _until(self, step: Step, condition: Callable[[], bool | Awaitable[bool]]) -> None:
         """Wait for it; that it takes too long is noted, and the day goes on: the table will tell what is wrong."""
-        limit = min(time.monotonic() + ONE, self._over)
+        limit, today = min(time.monotonic() + ONE, self._over), asyncio.current_task()
         while True:
+            if today is not None and today.cancelling():  # before Python 3.12, redis-py can swallow a Ctrl-C
+                raise asyncio.CancelledError
             answer = condition()
             if answer if isinstance(answer, bool) else await answer:
                 return
