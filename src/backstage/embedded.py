@@ -43,24 +43,18 @@ _log = logging.getLogger("backstage")
 
 
 def folder_of(url: str) -> Path:
-    """The folder that an `embedded://` URL names.
+    """The folder that `embedded:///folder` names: an absolute path, its percent escapes decoded.
 
-    `embedded:///folder` is absolute, `embedded://folder` relative to the working directory, and `embedded://~/folder`
-    in the home directory; percent escapes are decoded. Raises ConfigError for anything else.
+    Raises ConfigError for anything else.
     """
-    right = "write embedded:///absolute/folder, embedded://relative/folder or embedded://~/folder"
-    if url[: len(_SCHEME)].lower() != _SCHEME:
-        raise ConfigError(f"{url!r} names no folder for the embedded server; {right}")
-    name = url[len(_SCHEME) :]
-    if "?" in name or "#" in name:
-        raise ConfigError(f"{url!r} has a query or a fragment, and the embedded server takes none; {right}")
-    name = unquote(name)
-    if not name.strip("/") or "\0" in name:
-        raise ConfigError(f"{url!r} names no folder for the embedded server; {right}")
-    try:
-        return Path(os.path.abspath(Path(name).expanduser()))
-    except RuntimeError as error:  # expanduser: no such user
-        raise ConfigError(f"{url!r}: {error}; {right}") from error
+    name = unquote(url[len(_SCHEME) :])
+    if url[: len(_SCHEME)].lower() != _SCHEME or not name.startswith("/") or not name.strip("/") or "\0" in name:
+        raise ConfigError(f"{url!r} names no folder for the embedded server; write embedded:///absolute/folder")
+    if "?" in url or "#" in url:
+        raise ConfigError(
+            f"{url!r} has a query or a fragment, and the embedded server takes none; write embedded:///absolute/folder"
+        )
+    return Path(os.path.abspath(name))
 
 
 def join(folder: str | os.PathLike[str], *, timeout: float = 10.0) -> Membership:
