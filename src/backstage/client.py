@@ -207,12 +207,9 @@ class Client:
             self._link = Link(
                 client,
                 stream,
-                Outbox(stream, budget=self._config.connect_timeout, mend=self._connector.mend, put_off=self._put_off),
+                Outbox(stream, budget=self._config.connect_timeout, mend=self._connector.mend),
             )
         return self._link
-
-    def _put_off(self) -> None:
-        """Jobs for later have arrived. A worker looks when they are due."""
 
     def _stream(self, client: Redis) -> Stream:
         config = self._config
@@ -220,5 +217,5 @@ class Client:
             client,
             prefix=config.prefix,
             serializer=config.serializer,
-            connect_timeout=config.connect_timeout / 1000,
+            connect_timeout=config.connect_timeout,
         )

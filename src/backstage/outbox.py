@@ -28,18 +28,10 @@ class Outbox:
     """Sends batches of jobs, and repeats a call whose fate is unknown: its id makes the repetition harmless.
 
     `budget`: ms after which it gives up. `mend` is awaited between tries (the embedded server may have to be started).
-    `put_off` is called when jobs for later have arrived.
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        *,
-        budget: int,
-        mend: Callable[[], Awaitable[None]],
-        put_off: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._stream, self._budget, self._mend, self._put_off = stream, budget, mend, put_off
+    def __init__(self, stream: Stream, *, budget: int, mend: Callable[[], Awaitable[None]]) -> None:
+        self._stream, self._budget, self._mend = stream, budget, mend
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[Ready, asyncio.Future[str | None]]] = deque()
         self._armed = False
@@ -62,10 +54,7 @@ class Outbox:
             left = deadline - self._loop.time()
             try:
                 async with asyncio.timeout(max(left, 0.001)):
-                    verdicts = await self._stream.send(jobs, call, ttl)
-                if any(job.delay for job, _, _ in jobs):
-                    self._put_off()
-                return verdicts
+                    return await self._stream.send(jobs, call, ttl)
             except RedisRefused:
                 raise
             except (RedisUnavailable, TimeoutError) as exc:

@@ -55,7 +55,6 @@ class Worker(Client, Service, Registers):
             configure(logger)
         self._registry.include(*self._settings.tasks)
         self._attachments: list[Attachment] = []
-        self._hall: Hall | None = None
 
     @property
     def config(self) -> WorkerConfig:
@@ -88,10 +87,6 @@ class Worker(Client, Service, Registers):
         self._settings = settings
         self._registry.include(*settings.tasks)
 
-    def _put_off(self) -> None:
-        if self._hall is not None:
-            self._hall.wake()
-
     def _register(self, name: str, fn: Callable[..., Any], options: TaskOptions) -> AnyTask:
         return self._registry._register(name, fn, options)
 
@@ -110,10 +105,8 @@ class Worker(Client, Service, Registers):
         await self._connector.mend()
         link = self._open()
         try:
-            self._hall = Hall(self, link)
-            await self._hall.serve(life)
+            await Hall(self, link).serve(life)
         finally:
-            self._hall = None
             if opened:
                 await self.aclose()
 
@@ -141,7 +134,7 @@ class Hall:
             consumer=consumer_name(self._worker_id),
             serializer=config.serializer,
             delete_on_ack=config.delete_on_ack,
-            connect_timeout=config.connect_timeout / 1000,
+            connect_timeout=config.connect_timeout,
         )
         stream.clock.leap = max(config.idle_timeout // 3, 100)
         self._promoter = Promoter(stream)
@@ -216,10 +209,6 @@ class Hall:
             self._threads.close()
             await self.stream.aclose()
 
-    def wake(self) -> None:
-        """Something was enqueued here that may be due before what is known."""
-        self._promoter.wake()
-
     async def _initialize(self, life: Life) -> bool:
         """Connect, within `connect_timeout`; False where it was stopped meanwhile."""
         loop = asyncio.get_running_loop()
@@ -242,6 +231,12 @@ class Hall:
         major = re.match(r"\d+", self.stream.server_version)
         if major is not None and int(major[0]) < 7:
             raise ConfigError(f"the server is version {self.stream.server_version}: Redis 7.0 or Valkey 7.2 is needed")
+        if policy := await self.stream.evicts():
+            log.warning(
+                "the server may throw jobs away: its maxmemory-policy is %s. Set it to noeviction, and give a cache a "
+                "server of its own",
+                policy,
+            )
         for queue, *_, groups in await self._registry.pruned():
             if groups > 1 and self._config.delete_on_ack:
                 raise ConfigError(
@@ -269,8 +264,11 @@ class Hall:
 
     async def _reclaim(self) -> float:
         await self._released.sleep(Reclaimer.RELEASED * random.uniform(0.9, 1.1))
-        if room := self._slots.room():
-            self._slots.feed(await self._reclaimer.take(room))
+        while room := await self._slots.free():
+            found = await self._reclaimer.take(room)
+            self._slots.feed(found)
+            if len(found) < room:  # else there may be more, for when there is room again
+                break
         return 0.0
 
     async def _announce(self, life: Life, heard: list[asyncio.Event]) -> None:
