@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import secrets
 import shutil
 import signal
@@ -17,7 +16,7 @@ from urllib.parse import quote
 
 import click
 
-from backstage.cli.demo import verdict
+from backstage.cli.demo import diary, verdict
 from backstage.cli.demo.crew import Crew
 from backstage.cli.demo.day import Day
 from backstage.cli.demo.facts import Facts
@@ -25,6 +24,7 @@ from backstage.cli.demo.progress import Progress
 from backstage.cli.session import Session, connected
 from backstage.client import Client
 from backstage.config import RedisConfig
+from backstage.errors import RedisUnavailable
 
 NEXT = """
 What next?
@@ -93,21 +93,22 @@ def demo(session: Session, keep: bool) -> None:
 async def _live(place: Place, crew: Crew, progress: Progress, keep: bool) -> Facts:
     """The day. Removes what it wrote to a server that isn't its own."""
     client = Client(place.config)
+    day = Day(client, crew, progress)
     try:
-        return await Day(client, crew, progress).run()
+        return await day.run()
     finally:
         with _undisturbed():
             await asyncio.to_thread(crew.end)
-            if not (keep or place.own):
-                await _sweep(client)
+            if day.begun and not (keep or place.own):
+                await _sweep(client, progress)
             await client.aclose()
 
 
-async def _sweep(client: Client) -> None:
-    """Delete everything under the demo's own prefix."""
-    pattern = re.sub(r"([\\*?\[\]])", r"\\\1", client.config.prefix) + "*"
-    async for key in client.redis.scan_iter(match=pattern, count=1000):
-        await client.redis.unlink(key)
+async def _sweep(client: Client, progress: Progress) -> None:
+    try:
+        await diary.sweep(client)
+    except RedisUnavailable as exc:
+        progress.say(f"Keys that begin with {client.config.prefix} are left behind: {exc}")
 
 
 @contextlib.contextmanager
@@ -138,8 +139,7 @@ def _server(folder: Path, progress: Progress) -> Iterator[str]:
     from backstage.embedded import join
 
     with progress.step("A server starts, in a temporary folder") as step:
-        with _undisturbed():
-            member = join(folder)
+        member = join(folder)
         step.note = f"{folder}, process {member.pid}"
     try:
         yield member.socket

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import click
 
@@ -15,13 +16,10 @@ from backstage.cli.demo.diary import Event, What
 from backstage.cli.demo.facts import Facts
 from backstage.cli.demo.progress import Progress, Step
 from backstage.cli.demo.shop import Order
-from backstage.keys import Keys
 
 ALL, ONE = 50.0, 15.0
 """Seconds after which nothing is waited for any more: in the whole day, in one step."""
 LOOK = 0.02
-AWAY = 100 * 24 * 3600 * 1000
-"""Ms since the schedule's last slot: a hundred days."""
 
 
 class Day:
@@ -31,6 +29,8 @@ class Day:
         self._client, self._crew, self._progress = client, crew, progress
         self._over = time.monotonic() + ALL
         self._staff: list[str] = []
+        self.begun = False
+        """Whether anything was written."""
 
     async def run(self) -> Facts:
         await self._night()
@@ -53,9 +53,8 @@ class Day:
             tasks = (shop.send_newsletter, shop.send_parcel, shop.refund)
             jobs = [Job(task, Order(n)) for task in tasks for n in range(each)]
             step.note = f"{len(await self._client.enqueue_many(jobs))} jobs wait"
-            # As it would be on record if the scheduler had been off for so long.
-            last_slot = int(time.time() * 1000) - AWAY
-            await self._client.redis.hset(Keys(self._client.config.prefix).cron, shop.report.name, str(last_slot))
+            self.begun = True
+            await diary.set_back(self._client, shop.report.name, timedelta(days=100))
 
     async def _opening(self) -> None:
         with self._progress.step("A first worker process starts, and finds them and a report that is long due") as step:

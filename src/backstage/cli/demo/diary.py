@@ -1,13 +1,23 @@
-"""The demo's diary: what happened when, and who did it. A list in Redis, next to the keyspace of the jobs."""
+"""The demo's diary: what happened when, and who did it. A list in Redis, next to the keyspace of the jobs.
+
+What the demo asks of Redis beside that, and no public name offers, is here too.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import Literal, TypeAlias
 
 import msgspec
+from redis.exceptions import RedisError
 
 from backstage import Client
+from backstage.keys import Keys
+from backstage.lane import translate
 
 What: TypeAlias = Literal["started", "done", "failed", "heard", "killed"]
 
@@ -39,10 +49,36 @@ async def write(
 ) -> None:
     """Note an event of now, or of `at`."""
     event = Event(time.time() if at is None else at, what, worker, task, order, attempt)
-    await client.redis.rpush(key(client), msgspec.json.encode(event))
+    with translated():
+        await client.redis.rpush(key(client), msgspec.json.encode(event))
 
 
 async def read(client: Client) -> list[Event]:
     """All events, in the order of their times."""
-    lines = await client.redis.lrange(key(client), 0, -1)
+    with translated():
+        lines = await client.redis.lrange(key(client), 0, -1)
     return sorted((msgspec.json.decode(line, type=Event) for line in lines), key=lambda event: event.at)
+
+
+async def set_back(client: Client, schedule: str, time_ago: timedelta) -> None:
+    """What would be on record for a schedule if no scheduler had run for so long."""
+    last_slot = round((time.time() - time_ago.total_seconds()) * 1000)
+    with translated():
+        await client.redis.hset(Keys(client.config.prefix).cron, schedule, str(last_slot))
+
+
+async def sweep(client: Client) -> None:
+    """Delete all keys that begin with the client's prefix, the diary among them."""
+    pattern = re.sub(r"([\\*?\[\]])", r"\\\1", client.config.prefix) + "*"
+    with translated():
+        async for found in client.redis.scan_iter(match=pattern, count=1000):
+            await client.redis.unlink(found)
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """redis-py's errors as ours."""
+    try:
+        yield
+    except RedisError as exc:
+        raise translate(exc) from exc
