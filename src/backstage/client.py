@@ -167,6 +167,8 @@ class Client:
         link, self._link = self._link, None
         if link is not None and link.usable:
             await link.close()
+        elif link is not None and link.pid != os.getpid():
+            self._inherited.append(link)
         await asyncio.to_thread(self._connector.leave)
 
     # ---- for Worker, Scheduler, Broadcast and Inspector --------------------------------------------------------------

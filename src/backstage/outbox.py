@@ -50,15 +50,15 @@ class Outbox:
         """One call's batch (at most MOST and MOST_BYTES), tried again until it is answered or the budget is used up."""
         call, ttl = secrets.token_hex(12), self._budget + MARKER_MARGIN
         deadline, pause = self._loop.time() + self._budget / 1000, 0.05
+        longest = self._budget / 2000  # half of it: should the connection be a dead one, there is time for another
         while True:
-            left = deadline - self._loop.time()
             try:
-                async with asyncio.timeout(max(left, 0.001)):
+                async with asyncio.timeout(max(min(longest, deadline - self._loop.time()), 0.001)):
                     return await self._stream.send(jobs, call, ttl)
             except RedisRefused:
                 raise
             except (RedisUnavailable, TimeoutError) as exc:
-                if left <= pause:
+                if deadline - self._loop.time() <= pause:
                     raise RedisUnavailable(
                         f"not enqueued within {self._budget} ms: {str(exc) or 'no answer'}. "
                         "A try whose answer was lost may have arrived all the same"
