@@ -82,7 +82,9 @@ async def test_an_unknown_task_waits_for_a_worker_that_knows_it_and_uses_up_no_a
         ({"taskName": "order", "payload": "[1]"}, "invalid-payload"),
         ({"taskName": "order", "payload": "null", "enqueuedAt": "x"}, "invalid-payload"),
     ],
-    ids=["no task", "no payload", "half", "task bytes", "bytes", "nested", "empty", "wrong type", "wrong shape", "null"],
+    ids=[
+        "no task", "no payload", "half", "task bytes", "bytes", "nested", "empty", "wrong type", "wrong shape", "null",
+    ],
 )  # fmt: skip
 async def test_an_entry_that_cannot_be_read_is_dead_on_its_first_delivery(
     fields: dict[Any, Any], reason: str, worker: Worker, client: Client, keyspace: Keyspace

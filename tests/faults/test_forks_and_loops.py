@@ -129,4 +129,3 @@ for _ in range(2):
         await client.enqueue("job", 2)
         await process.said("job", 2)
         assert await process.ended() == 0, process.log
-    assert Client

@@ -104,7 +104,7 @@ async def good(n):
     crashes = 0
     while not await keyspace.dead():
         with Process.worker(source, **settings) as worker:
-            await wait_until(lambda: worker.status is not None or crashes == 2 and "crash-loop" in worker.log)
+            await wait_until(lambda worker=worker: worker.status is not None or "crash-loop" in worker.log)
             crashes += worker.status == 3
             done |= {fact.words[1] for fact in worker.facts("good")}
             if worker.status is None:
