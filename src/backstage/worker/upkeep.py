@@ -32,7 +32,15 @@ async def every(seconds: float, step: Callable[[], Awaitable[float | None]], wha
         except Exception:
             log.exception("%s failed; trying again", what)
             pause = max(seconds, 0.5)
+        if cancelled():
+            return
         await asyncio.sleep(seconds * random.uniform(0.9, 1.1) if pause is None else pause)
+
+
+def cancelled() -> bool:
+    """Whether this task was told to end: redis-py swallows a cancellation that comes while it connects."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Pause:
@@ -70,7 +78,7 @@ class Control:
         try:
             async with self._redis.pubsub() as pubsub:
                 await pubsub.subscribe(self._channel)
-                while True:
+                while not cancelled():
                     message = await pubsub.get_message(timeout=self.QUIET)
                     if message is None:
                         await pubsub.ping()
