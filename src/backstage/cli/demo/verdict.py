@@ -94,7 +94,9 @@ def _double_click(facts: Facts) -> Row:
 def _flaky(facts: Facts) -> Row:
     ends = [event.what for event in events(facts, task=shop.print_label.name) if event.what != "started"]
     done = "a label, by a printer that fails twice"
-    return Row("retries", done, "failed, failed, done", ", ".join(ends), ends == ["failed", "failed", "done"])
+    return Row(
+        "retries", done, "failed, failed, done", ", ".join(ends) or "nothing", ends == ["failed", "failed", "done"]
+    )
 
 
 def _hopeless(facts: Facts) -> Row:
