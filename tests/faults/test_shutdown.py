@@ -13,6 +13,7 @@ from scene import Keyspace, Settings
 
 from backstage import Client, Worker
 from support.process import Process
+from support.server import Server
 from support.waiting import wait_until
 
 SOURCE = """
@@ -176,3 +177,19 @@ os.kill(os.getpid(), signal.SIGTERM)
         assert process.facts("restored", True)
         assert len(process.facts("mine", signal.SIGTERM.value)) == 1
     assert await keyspace.settled()
+
+
+async def test_a_worker_stops_while_redis_is_away(own_server: Server) -> None:
+    """Idle, in the midst of an outage or before it ever connected: status 0 within two seconds after SIGTERM."""
+    with Process.worker(SOURCE, url=own_server.url) as idle:
+        await idle.consuming()
+        await asyncio.to_thread(own_server.kill)
+        await idle.logged("can't take jobs")
+        with Process.worker(SOURCE, url=own_server.url, connect_timeout=30_000) as early:
+            began = time.monotonic()
+            await wait_until(lambda: time.monotonic() - began > 1)
+            asked = time.monotonic()
+            for worker in (idle, early):
+                worker.signal(signal.SIGTERM)
+            assert [await idle.ended(), await early.ended()] == [0, 0]
+            assert time.monotonic() - asked < 2
