@@ -5,19 +5,16 @@ What the demo asks of Redis beside that, and no public name offers, is here too.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
-from collections.abc import Iterator
 from datetime import timedelta
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
-from redis.exceptions import RedisError
 
 from backstage import Client
 from backstage.keys import Keys
-from backstage.lane import translate
+from backstage.lane import Lane, dialer
 
 What: TypeAlias = Literal["started", "done", "failed", "heard", "killed"]
 
@@ -49,36 +46,37 @@ async def write(
 ) -> None:
     """Note an event of now, or of `at`."""
     event = Event(time.time() if at is None else at, what, worker, task, order, attempt)
-    with translated():
-        await client.redis.rpush(key(client), msgspec.json.encode(event))
+    await _ask(client, "RPUSH", key(client), msgspec.json.encode(event))
 
 
 async def read(client: Client) -> list[Event]:
     """All events, in the order of their times."""
-    with translated():
-        lines = await client.redis.lrange(key(client), 0, -1)
+    lines: list[bytes] = await _ask(client, "LRANGE", key(client), "0", "-1")
     return sorted((msgspec.json.decode(line, type=Event) for line in lines), key=lambda event: event.at)
 
 
 async def set_back(client: Client, schedule: str, time_ago: timedelta) -> None:
     """What would be on record for a schedule if no scheduler had run for so long."""
     last_slot = round((time.time() - time_ago.total_seconds()) * 1000)
-    with translated():
-        await client.redis.hset(Keys(client.config.prefix).cron, schedule, str(last_slot))
+    await _ask(client, "HSET", Keys(client.config.prefix).cron, schedule, str(last_slot))
 
 
 async def sweep(client: Client) -> None:
     """Delete all keys that begin with the client's prefix, the diary among them."""
     pattern = re.sub(r"([\\*?\[\]])", r"\\\1", client.config.prefix) + "*"
-    with translated():
-        async for found in client.redis.scan_iter(match=pattern, count=1000):
-            await client.redis.unlink(found)
+    cursor = b"0"
+    while True:
+        cursor, found = await _ask(client, "SCAN", cursor, "MATCH", pattern, "COUNT", "1000")
+        if found:
+            await _ask(client, "UNLINK", *found)
+        if cursor == b"0":
+            return
 
 
-@contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """redis-py's errors as ours."""
+async def _ask(client: Client, *command: str | bytes) -> Any:
+    """One command, on a connection of its own. Raises RedisUnavailable, RedisRefused."""
+    lane = Lane(dialer(client.redis, connect_timeout=client.config.connect_timeout / 1000), timeout=5.0)
     try:
-        yield
-    except RedisError as exc:
-        raise translate(exc) from exc
+        return await lane.call(*command)
+    finally:
+        await lane.close()
