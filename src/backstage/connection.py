@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from typing import Any, Protocol
 
 import redis.asyncio
@@ -40,7 +41,9 @@ class Connector:
         config = self._config
         common: dict[str, Any] = {
             "socket_connect_timeout": config.connect_timeout / 1000,
-            "socket_timeout": max(10.0, config.connect_timeout / 1000),
+            # Before 3.12 asyncio.wait_for, on which redis-py's timeout stands, can swallow a cancellation: a handler
+            # that awaits this client could miss its soft limit. Dead connections are found by keepalive there.
+            "socket_timeout": None if sys.version_info < (3, 12) else max(10.0, config.connect_timeout / 1000),
             "retry": Retry(NoBackoff(), 0),
         }
         if self._embedded:

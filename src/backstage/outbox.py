@@ -60,7 +60,7 @@ class Outbox:
             except (RedisUnavailable, TimeoutError) as exc:
                 if deadline - self._loop.time() <= pause:
                     raise RedisUnavailable(
-                        f"not enqueued within {self._budget} ms: {str(exc) or 'no answer'}. "
+                        f"not enqueued within {self._budget} ms: {(str(exc) or 'no answer').rstrip('.')}. "
                         "A try whose answer was lost may have arrived all the same"
                     ) from exc
             await asyncio.sleep(pause)

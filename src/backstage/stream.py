@@ -243,16 +243,18 @@ class Stream:
         return found
 
     def _hold(self, deliveries: list[Delivery]) -> list[Delivery]:
+        held = self.held
         for delivery in deliveries:
-            self.held[delivery.queue][delivery.entry_id] = delivery
+            held[delivery.queue][delivery.entry_id] = delivery
         return deliveries
 
     def drop(self, deliveries: Iterable[Delivery]) -> None:
         """No longer held: finished, or lost to somebody else."""
+        held = self.held
         for delivery in deliveries:
-            held = self.held[delivery.queue]
-            if held.get(delivery.entry_id) is delivery:
-                del held[delivery.entry_id]
+            found = held[delivery.queue].pop(delivery.entry_id, None)
+            if found is not None and found is not delivery:  # taken anew meanwhile: that one is held
+                held[delivery.queue][found.entry_id] = found
 
     # ---- finish ------------------------------------------------------------------------------------------------------
 
@@ -288,7 +290,7 @@ class Stream:
         )  # fmt: skip
         lost, *verdicts = await self._writes.script(load("finish"), batch.keys, batch.blob, server=server)
         for deliveries in done.values():
-            self.drop(d for d in deliveries if d.server == server)
+            self.drop([d for d in deliveries if d.server == server])
         answers: list[bool | BackstageError] = []
         for (delivery, _), verdict in zip(others, verdicts, strict=True):
             if isinstance(verdict, bytes):

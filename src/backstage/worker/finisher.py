@@ -21,12 +21,13 @@ class Finisher:
     """Collects outcomes; one call is on its way at a time, and its answer closes the next batch.
 
     So a batch is as large as the server is slow, and a lone job never waits for others. While Redis is away it keeps
-    what it has and tries again, for ever: a repeated finish changes nothing. `waits` is called when something was put
-    into a set whose time may come soon.
+    what it has and tries again, for ever: a repeated finish changes nothing. `settled` is called after each batch,
+    `waits` when something was put into a set whose time may come soon.
     """
 
-    def __init__(self, stream: Stream, *, waits: Callable[[], None]) -> None:
-        self._stream, self._waits = stream, waits
+    def __init__(self, stream: Stream, *, settled: Callable[[], None], waits: Callable[[], None]) -> None:
+        self._stream, self._settled, self._waits = stream, settled, waits
+        self._sent = 0
         self._done: dict[str, list[Delivery]] = {queue.name: [] for queue in stream.queues}
         self._others: list[tuple[Delivery, Outcome]] = []
         self._wake = asyncio.Event()
@@ -41,12 +42,18 @@ class Finisher:
         self._wake.set()
         self._idle.clear()
 
+    def waiting(self) -> int:
+        """How many outcomes are not durable yet."""
+        return self._sent + len(self._others) + sum(map(len, self._done.values()))
+
     async def run(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
             while batch := self._cut():
                 await self._settle(*batch)
+                self._sent = 0
+                self._settled()
             self._idle.set()
 
     async def flushed(self, timeout: float) -> bool:
@@ -59,13 +66,15 @@ class Finisher:
         return True
 
     def _cut(self) -> tuple[dict[str, list[Delivery]], list[tuple[Delivery, Outcome]]] | None:
-        room, done = MOST, {}
+        # Neither kind holds up the other: half of the room is for those with effects, the rest for plain ones.
+        others, self._others = self._others[: MOST // 2], self._others[MOST // 2 :]
+        room, done = MOST - len(others), {}
         for queue, deliveries in self._done.items():
             if deliveries and room:
                 done[queue] = deliveries[:room]
                 del deliveries[:room]
                 room -= len(done[queue])
-        others, self._others = self._others[:room], self._others[room:]
+        self._sent = MOST - room
         return (done, others) if done or others else None
 
     async def _settle(self, done: dict[str, list[Delivery]], others: list[tuple[Delivery, Outcome]]) -> None:

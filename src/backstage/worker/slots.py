@@ -21,6 +21,9 @@ Why: TypeAlias = Literal["stop", "lost", "hard"]
 BATCH = 500
 """Deliveries asked for at most in one read."""
 
+UNSETTLED = 2_000
+"""Outcomes that may wait to become durable: beyond, nothing more is taken, for it would be run in vain."""
+
 SLICE = 0.002
 """Seconds for which ready jobs are started before the loop gets its turn."""
 
@@ -34,6 +37,8 @@ LAST_WORDS = 0.25
 class Slots:
     """The jobs in our hands. `execute` turns a delivery into its outcome, `settle` takes the outcome on.
 
+    `unsettled` counts the outcomes that are not durable yet.
+
     Deliveries beyond the free slots are fetched ahead only while jobs are short: as many as are likely to start within
     a few milliseconds (see Pace). Jobs start in a pump that the loop calls, never where they arrive, so that the next
     read is on its way before this batch runs.
@@ -45,6 +50,7 @@ class Slots:
         queues: Sequence[str],
         execute: Callable[[Delivery], Coroutine[Any, Any, Outcome]],
         settle: Callable[[Delivery, Outcome], None],
+        unsettled: Callable[[], int],
     ) -> None:
         self.size = size
         self.closed = False
@@ -52,7 +58,7 @@ class Slots:
         """Some run was cancelled because the grace period was over."""
         self.running: dict[Delivery, asyncio.Task[Any]] = {}
         self.why: dict[Delivery, Why] = {}
-        self._execute, self._settle = execute, settle
+        self._execute, self._settle, self._unsettled = execute, settle, unsettled
         self._ready: dict[str, deque[Delivery]] = {queue: deque() for queue in queues}
         self._waiting = 0
         self._abandoned: set[Delivery] = set()
@@ -72,7 +78,7 @@ class Slots:
 
     def room(self) -> int:
         """How many more deliveries may be taken now."""
-        if self.closed:
+        if self.closed or self._unsettled() > UNSETTLED:
             return 0
         return max(0, min(BATCH, self.size + self._pace.ahead - len(self.running) - self._waiting))
 
@@ -85,6 +91,10 @@ class Slots:
             self._changed.clear()
             await self._changed.wait()
         return 0
+
+    def eased(self) -> None:
+        """Outcomes became durable: there may be room again."""
+        self._changed.set()
 
     # ---- start -------------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,10 @@ FLUSH = 10.0
 """Seconds for which a stopping worker tries to make outcomes durable while Redis is away."""
 
 
+LEAVE = 2.0
+"""Seconds for which it tries to take its consumer out of the groups; pruning does it otherwise."""
+
+
 class Worker(Client, Service, Registers):
     """Runs jobs: `worker = Worker()`, `@worker.on("email.send")`, `worker.run()`. It is a Client too.
 
@@ -138,10 +142,16 @@ class Hall:
         )
         stream.clock.leap = max(config.idle_timeout // 3, 100)
         self._promoter = Promoter(stream)
-        self._finisher = Finisher(stream, waits=self._promoter.wake)
+        self._finisher = Finisher(stream, settled=self._eased, waits=self._promoter.wake)
         self._threads = Threads(config.concurrency)
         self._limits = Limits(self._expire)
-        self._slots = Slots(config.concurrency, [q.name for q in stream.queues], self._execute, self._finisher.put)
+        self._slots = Slots(
+            config.concurrency,
+            [queue.name for queue in stream.queues],
+            self._execute,
+            self._finisher.put,
+            self._finisher.waiting,
+        )
         self._executor = Executor(
             worker._registry.get,
             policies={queue.name: _policy(queue, config) for queue in stream.queues},
@@ -308,14 +318,18 @@ class Hall:
 
     async def _leave(self) -> None:
         try:
-            await self.stream.leave(self._worker_id)
-        except BackstageError as exc:
+            async with asyncio.timeout(LEAVE):
+                await self.stream.leave(self._worker_id)
+        except (BackstageError, TimeoutError) as exc:
             log.debug("left without saying so: %s", exc)
 
     # ---- between the parts -------------------------------------------------------------------------------------------
 
     def _execute(self, delivery: Delivery) -> Any:
         return self._executor.execute(delivery)
+
+    def _eased(self) -> None:
+        self._slots.eased()
 
     def _lose(self, deliveries: list[Delivery]) -> None:
         log.error("%d jobs are somebody else's by now; their runs are cancelled", len(deliveries))
