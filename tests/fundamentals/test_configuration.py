@@ -146,7 +146,7 @@ def test_what_cannot_be_is_told_at_once(arguments: dict[str, Any], error: type[E
 def test_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Kubernetes puts into REDIS_PORT for a Service named `redis` is recognised and explained."""
     monkeypatch.setenv("REDIS_PORT", "tcp://10.0.0.7:6379")
-    with pytest.raises(ConfigError, match="REDIS_PORT='tcp://10.0.0.7:6379': Kubernetes sets this"):
+    with pytest.raises(ConfigError, match=r"REDIS_PORT='tcp://10.0.0.7:6379': Kubernetes sets this"):
         Worker()
 
 
