@@ -47,11 +47,11 @@ class Threads:
             except BaseException as exc:  # SystemExit, too, is the job's failure and not the thread's end
                 error = exc
             del work, fn
+            self._idle.release()  # before the answer: what it leads to finds this thread idle
             try:
                 loop.call_soon_threadsafe(_answer, future, result, error)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 return
-            self._idle.release()
 
 
 def _answer(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
