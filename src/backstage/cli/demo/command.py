@@ -71,12 +71,14 @@ def demo(session: Session, keep: bool) -> None:
     with _like_ctrl_c(signal.SIGTERM, signal.SIGHUP), _place(session, keep, progress) as place:
         session.address = place.config.address
         crew = Crew(place.folder, place.url, place.config.prefix)
+        day = _live(place, crew, progress, keep)
         try:
-            facts = asyncio.run(_live(place, crew, progress, keep))
+            facts = asyncio.run(day)
         except click.ClickException:
             progress.say(crew.logs())
             raise
         finally:
+            day.close()  # interrupted before it began, it would complain that nobody awaited it
             with _undisturbed():
                 crew.end()
         rows = verdict.judge(facts)
