@@ -1,0 +1,32 @@
+"""The programs of `make bench` do their work. How fast they are is for `make bench` to say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = sorted((ROOT / "benchmarks" / "systems").glob("*_.py"))
+PEERS = [path for path in PROGRAMS if path.stem not in ("backstage_", "bare_", "shape_")]
+
+
+@pytest.mark.parametrize("name", ["ceiling", "bare", "backstage"])
+def test_a_program_handles_all_its_jobs(name: str) -> None:
+    """Every measure of the limits and of Backstage runs, and no job is lost or handled twice. Needs a C compiler."""
+    words = [sys.executable, "-m", "benchmarks", "--smoke", "--systems", name]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert re.search(r"^[1-9]\d* passed, 0 failed$", done.stdout, re.MULTILINE), done.stdout
+
+
+@pytest.mark.parametrize("path", PEERS, ids=lambda path: path.stem)
+def test_a_peers_program_is_sound(path: Path) -> None:
+    """It compiles, and its environment is pinned. `python -m benchmarks --smoke --peers` runs it, which needs PyPI."""
+    compile(path.read_text(), str(path), "exec")
+    pins = (ROOT / "benchmarks" / "requirements" / f"{path.stem.rstrip('_')}.txt").read_text().splitlines()
+    assert pins
+    assert all("==" in pin for pin in pins), pins
