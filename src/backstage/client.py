@@ -17,7 +17,8 @@ from backstage.connection import Connector, close
 from backstage.durations import Duration, until
 from backstage.errors import BackstageError, ConfigError, PayloadTooLarge
 from backstage.job import AnyDedupe, EnqueueOptions, Job, JobOptions, Next, ScheduleOptions
-from backstage.outbox import Outbox, chunks
+from backstage.outbox import Outbox, cuts
+from backstage.serializer import encode_all
 from backstage.stream import Stream
 from backstage.task import AnyTask, E, P, Payloadless, R, Task, TaskRegistry
 
@@ -122,13 +123,19 @@ class Client:
         All are checked before anything is sent. Then they travel in calls of 500: after RedisUnavailable some may have
         arrived, all before the first that is missing but for the last call or two.
         """
-        ready = [self._ready(job) for job in jobs]
+        jobs = list(jobs)
+        payloads = self._checked(jobs)
         outbox = (await self._linked()).outbox
         verdicts: list[str | BackstageError | None] = []
         sending: deque[asyncio.Task[list[str | BackstageError | None]]] = deque()
         try:
-            for chunk in chunks(ready):
-                sending.append(asyncio.create_task(outbox.deliver(chunk)))
+            routes = {task: self._route(task) for task in {job._task for job in jobs}}
+            for cut in cuts(payloads):
+                ready = [
+                    (job, payload, job._queue or job.route or routes[job._task])
+                    for job, payload in zip(jobs[cut], payloads[cut], strict=True)
+                ]
+                sending.append(asyncio.create_task(outbox.deliver(ready)))
                 await asyncio.sleep(0)  # it leaves now, not after the next one is encoded
                 if len(sending) == BULK_IN_FLIGHT:
                     verdicts += await sending[0]
@@ -189,11 +196,26 @@ class Client:
         job = request.job() if isinstance(request, Next) else request
         payload = self._config.serializer.encode(job._payload)
         if len(payload) > self._config.max_payload:
-            raise PayloadTooLarge(
-                f"the payload of {job.task} is {len(payload):,} bytes of JSON; max_payload is "
-                f"{self._config.max_payload:,}: store it elsewhere and send a reference"
-            )
+            raise self._too_large(job, len(payload))
         return job, payload.decode(), job._queue or job.route or self._route(job._task)
+
+    def _checked(self, jobs: list[Job]) -> list[str]:
+        """The payloads of many jobs as JSON text, or the error of the first one that can't be sent."""
+        for kind in set(map(type, jobs)) - {Job}:
+            raise ConfigError(f"enqueue_many takes Jobs, not {kind.__name__}: write Job(task, payload, …)")
+        payloads = encode_all(self._config.serializer, [job._payload for job in jobs])
+        limit = self._config.max_payload
+        if max(map(len, payloads), default=0) * 4 > limit:  # a character has at most four bytes
+            for job, payload in zip(jobs, payloads, strict=True):
+                if len(payload) * 4 > limit and (size := len(payload.encode())) > limit:
+                    raise self._too_large(job, size)
+        return payloads
+
+    def _too_large(self, job: Job, size: int) -> PayloadTooLarge:
+        return PayloadTooLarge(
+            f"the payload of {job.task} is {size:,} bytes of JSON; max_payload is {self._config.max_payload:,}: "
+            "store it elsewhere and send a reference"
+        )
 
     def _route(self, name: str) -> str:
         task = self._registry.get(name)

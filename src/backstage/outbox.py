@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from backstage.blobs import Ready
 from backstage.eager import start
@@ -33,7 +32,7 @@ class Outbox:
     def __init__(self, stream: Stream, *, budget: int, mend: Callable[[], Awaitable[None]]) -> None:
         self._stream, self._budget, self._mend = stream, budget, mend
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[Ready, asyncio.Future[str | None]]] = deque()
+        self._waiting: list[tuple[Ready, asyncio.Future[str | None]]] = []
         self._armed = False
         self._sending: set[asyncio.Task[None]] = set()
 
@@ -78,11 +77,8 @@ class Outbox:
     def _flush(self) -> None:
         self._armed = False
         while self._waiting and len(self._sending) < IN_FLIGHT:
-            batch: list[tuple[Ready, asyncio.Future[str | None]]] = []
-            size = 0
-            while self._waiting and len(batch) < AT_ONCE and size < MOST_BYTES:
-                batch.append(self._waiting.popleft())
-                size += len(batch[-1][0][1])
+            most = next(cuts([payload for (_, payload, _), _ in self._waiting[:AT_ONCE]]))
+            batch, self._waiting = self._waiting[: most.stop], self._waiting[most.stop :]
             task = start(self._send(batch), self._loop, "backstage enqueue")
             if not task.done():
                 self._sending.add(task)
@@ -103,20 +99,21 @@ class Outbox:
         for (_, future), verdict in zip(batch, verdicts, strict=True):
             if future.done():  # whoever asked has gone away
                 continue
-            if isinstance(verdict, BackstageError):
-                future.set_exception(type(verdict)(str(verdict)).with_traceback(None))
-            else:
+            if verdict is None or isinstance(verdict, str):
                 future.set_result(verdict)
+            else:
+                future.set_exception(type(verdict)(str(verdict)))
 
 
-def chunks(jobs: Sequence[Ready]) -> list[Sequence[Ready]]:
+def cuts(payloads: Sequence[str]) -> Iterator[slice]:
     """In order, each within what one call carries. One payload alone may be larger."""
-    found, begin, size = [], 0, 0
-    for at, (_, payload, _) in enumerate(jobs):
-        if at - begin == MOST or (size and size + len(payload) > MOST_BYTES):
-            found.append(jobs[begin:at])
-            begin, size = at, 0
-        size += len(payload)
-    if begin < len(jobs):
-        found.append(jobs[begin:])
-    return found
+    longest = max(map(len, payloads), default=0)
+    begin = size = 0
+    if longest * MOST > MOST_BYTES:
+        for at, payload in enumerate(payloads):
+            if at - begin == MOST or (size and size + len(payload) > MOST_BYTES):
+                yield slice(begin, at)
+                begin, size = at, 0
+            size += len(payload)
+    for at in range(begin, len(payloads), MOST):
+        yield slice(at, min(at + MOST, len(payloads)))
