@@ -167,11 +167,8 @@ class Hall:
         )
         self._executor.check(worker._registry)
         self._released = Pause()
-        self._control = Control(
-            link.redis,
-            stream.keys.control,
-            {b"due": self._promoter.wake, b"released": self._released.end},
-        )
+        heard = {b"due": self._promoter.wake, b"released": self._released.end}
+        self._control = Control(link.redis, stream.keys.control, heard)
         self._fetcher = Fetcher(stream, block=config.block_timeout, mend=self._mend)
         self._reclaimer = Reclaimer(stream, idle=config.idle_timeout, interval=config.reclaimer_interval)
         self._registry = Registry(stream, self._worker_id, self._facts, idle=config.idle_timeout)
