@@ -11,9 +11,10 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, Self, TypedDict, TypeVar, Unpack
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from typing import Any, Protocol, Self, TypedDict, TypeVar, Unpack
+from urllib.parse import urlsplit
 
+from backstage.address import check_url, several, shown, shown_parts, tagged
 from backstage.cron import CronTask
 from backstage.durations import Duration, to_ms
 from backstage.errors import ConfigError
@@ -30,6 +31,16 @@ __all__ = ["LoggerConfig", "RedisConfig", "RedisOptions", "WorkerConfig", "Worke
 T = TypeVar("T")
 
 
+class Credentials(Protocol):
+    """What gives a login at each connecting: a redis.CredentialProvider. Answers (username, password) or (password,).
+
+    The lease thread of a worker asks the first, everything else the second.
+    """
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]: ...
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]: ...
+
+
 class RedisOptions(TypedDict, total=False):
     """What a Client takes. The address is either `url`, or host, port, username, password, db."""
 
@@ -39,6 +50,7 @@ class RedisOptions(TypedDict, total=False):
     username: str | None
     password: str | None
     db: int | None
+    credential_provider: Credentials | None
     prefix: str | None
     connect_timeout: Duration | None
     max_payload: int | None
@@ -169,59 +181,17 @@ def _serializer(value: Any, name: str) -> Serializer:
     return serializer
 
 
-def _url(value: Any, name: str) -> str | None:
-    """Checked for form alone. No part of it is ever told: a password that isn't percent-encoded may be in any."""
-    if value is None:
-        return None
-    problem = "must be text"
-    if isinstance(value, str):
-        try:
-            problem = _problem(value, urlsplit(value))
-        except ValueError:
-            problem = (
-                "the host, port (1 to 65535) or query can't be read (percent-encode special characters in a password)"
-            )
-    if problem:
-        raise ConfigError(
-            f"{name}: {problem}; it must look like redis://user:password@host:6379/0, rediss://… (TLS), "
-            "unix:///run/redis.sock or embedded:///folder"
-        )
-    return str(value)
-
-
-def _problem(url: str, parts: SplitResult) -> str:
-    """What is wrong with a URL; empty if nothing is. ValueError where even its parts can't be read."""
-    if not url.isprintable() or " " in url:
-        return "contains a space or a control character"
-    if not url.startswith(("redis://", "rediss://", "unix://", "embedded://")):
-        scheme = re.match(r"[A-Za-z][A-Za-z0-9+-]{0,20}(?=://)", url)
-        return f"unknown scheme {scheme[0]!r}" if scheme else "has no scheme"
-    if parts.fragment:
-        return "contains a # (percent-encode special characters in a password)"
-    options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
-    if not re.fullmatch(r"[0-9]*", options.get("db", ""), re.ASCII):
-        return "db= must be a number"
-    if parts.scheme in ("unix", "embedded"):
-        if not parts.path.strip("/"):
-            return f"has no path (write {parts.scheme}:///path, with three slashes)"
-        if parts.hostname:
-            return f"a host makes no sense there (write {parts.scheme}:///path, with three slashes)"
-        return ""
-    if parts.port == 0:
-        return "the port must be from 1 to 65535"
-    if not re.fullmatch(r"(/[0-9]*)?", parts.path, re.ASCII):
-        return "what follows the host must be the number of a database, like /0"
-    return ""
-
-
-def _shown(scheme: str, user: str | None, host: str, port: int, db: int) -> str:
-    host = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{f'{user}@' if user else ''}{host}:{port}/{db}"
+def _credential_provider(value: Any, name: str) -> Credentials:
+    if not all(callable(getattr(value, method, None)) for method in ("get_credentials", "get_credentials_async")):
+        raise ConfigError(f"{name}: must be a redis.CredentialProvider")  # not shown: its repr may hold a password
+    provider: Credentials = value
+    return provider
 
 
 _JSON: Serializer = JsonSerializer()
 
 _ADDRESS: tuple[str, ...] = ("url", "host", "port", "username", "password", "db")
+_UNSHOWN = (*_ADDRESS, "credential_provider")
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -232,12 +202,13 @@ class RedisConfig:
     repr or in an error. ConfigError, at once, for whatever can't be right.
     """
 
-    url: str | None = _setting(None, _url, "REDIS_URL")
+    url: str | None = _setting(None, check_url, "REDIS_URL")
     host: str = _setting("localhost", _host, "REDIS_HOST")
     port: int = _setting(6379, _port, "REDIS_PORT")
     username: str | None = _setting(None, _secret, "REDIS_USERNAME")
     password: str | None = _setting(None, _secret, "REDIS_PASSWORD")
     db: int = _setting(0, _whole(0), "REDIS_DB")
+    credential_provider: Credentials | None = _setting(None, _credential_provider)  # noqa: RUF009 - as below
     prefix: str = _setting("backstage", check_prefix, "BACKSTAGE_PREFIX")
     connect_timeout: int = _setting(5_000, _duration(1))
     max_payload: int = _setting(1024 * 1024, _whole(1))
@@ -263,20 +234,14 @@ class RedisConfig:
     def address(self) -> str:
         """For people, without password: `redis://localhost:6379/0`, `unix:///run/redis.sock`, `embedded:///folder`."""
         if self.url is None:
-            return _shown("redis", self.username, self.host, self.port, self.db)
-        parts = urlsplit(self.url)
-        db = int(dict(parse_qsl(parts.query)).get("db") or 0)
-        if parts.scheme in ("unix", "embedded"):
-            return f"{parts.scheme}://{parts.path}{f'?db={db}' if db else ''}"
-        user = parts.username if parts.password else None  # alone it may well be a password in the wrong place
-        db = db or int(parts.path[1:] or 0)
-        return _shown(parts.scheme, user and unquote(user), parts.hostname or "localhost", parts.port or 6379, db)
+            return shown_parts("redis", self.username, self.host, self.port, self.db)
+        return shown(self.url)
 
     def __repr__(self) -> str:
         changed = [
             f"{each.name}={value!r}"
             for each in fields(self)
-            if each.name not in _ADDRESS and (value := getattr(self, each.name)) != each.default
+            if each.name not in _UNSHOWN and (value := getattr(self, each.name)) != each.default
         ]
         return f"{type(self).__name__}({', '.join([repr(self.address), *changed])})"
 
@@ -288,6 +253,7 @@ class RedisConfig:
             object.__setattr__(self, name, value)
         if self.url is not None:
             _one_address([name for name in _ADDRESS if getattr(self, name) != settings[name].default])
+        _check_together(self)
 
     @classmethod
     def _with_env(cls, overrides: Mapping[str, Any]) -> Self:
@@ -297,6 +263,8 @@ class RedisConfig:
         passed_over = _ADDRESS[1:] if os.environ.get("REDIS_URL") else ()
         if any(name in values for name in _ADDRESS):
             passed_over = _ADDRESS
+        elif "credential_provider" in values:
+            passed_over = (*passed_over, "username", "password")
         for name, setting in settings.items():
             variable = setting.metadata["env"]
             if variable is None or name in values or name in passed_over:
@@ -330,6 +298,22 @@ class RedisConfig:
 def _one_address(given: Sequence[str]) -> None:
     if "url" in given and len(given) > 1:
         raise ConfigError(f"url and {', '.join(given[1:])} are both given: the address is either a url or its parts")
+
+
+def _check_together(config: RedisConfig) -> None:
+    """What no setting can tell by itself."""
+    url = config.url or ""
+    if config.credential_provider is not None:
+        if url.startswith("embedded:"):
+            raise ConfigError("credential_provider: an embedded server needs no login")
+        if config.username is not None or config.password is not None or "@" in urlsplit(url).netloc:
+            raise ConfigError("credential_provider: it gives username and password, so neither may be given besides")
+    found = several(url) if url else None
+    if found is not None and found.kind == "cluster" and not tagged(config.prefix):
+        raise ConfigError(
+            f"prefix={config.prefix!r}: in a cluster all keys must be in one slot; give it a hash tag, like "
+            f"prefix={'{' + config.prefix.strip('{}') + '}'!r}"
+        )
 
 
 @dataclass(frozen=True, init=False, repr=False)

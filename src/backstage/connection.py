@@ -11,8 +11,13 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from backstage.address import Several, several
 from backstage.config import RedisConfig
 from backstage.errors import ConfigError, RedisUnavailable
+from backstage.nodes import Finder, NodeConnection, NodeSSLConnection, of_cluster, of_sentinels
+
+ASKED = 1.0
+"""Seconds that one Sentinel, or node of a cluster, has to answer before the next one is asked."""
 
 
 class Membership(Protocol):
@@ -45,11 +50,14 @@ class Connector:
             # that awaits this client could miss its soft limit. Dead connections are found by keepalive there.
             "socket_timeout": None if sys.version_info < (3, 12) else max(10.0, config.connect_timeout / 1000),
             "retry": Retry(NoBackoff(), 0),
+            "credential_provider": config.credential_provider,
         }
         if self._embedded:
             return redis.asyncio.Redis(unix_socket_path=self._join(), **common)
         if config.url is not None:
             try:
+                if (found := several(config.url)) is not None:
+                    return self._follower(found, common)
                 return redis.asyncio.Redis.from_url(config.url, **common)
             except (ValueError, TypeError) as exc:  # the driver's text may quote the URL with its password
                 raise ConfigError(f"url {config.address}: redis-py can't use it ({type(exc).__name__})") from None
@@ -61,6 +69,24 @@ class Connector:
             db=config.db,
             **common,
         )
+
+    def _follower(self, found: Several, common: dict[str, Any]) -> redis.asyncio.Redis:
+        """A client whose connections go to the master, or to the node of the keyspace, wherever that is by then."""
+        client = redis.asyncio.Redis.from_url(found.plain, **common)
+        pool = client.connection_pool
+        pool.connection_class = NodeSSLConnection if found.tls else NodeConnection
+        timeout = min(ASKED, self._config.connect_timeout / 2000)
+        given = pool.connection_kwargs
+        options = {k: v for k, v in given.items() if k.startswith("ssl_")}
+        finder: Finder
+        if found.kind == "sentinel":
+            options |= found.login
+            finder = of_sentinels(found.nodes, found.master, options=options, tls=found.tls, timeout=timeout)
+        else:
+            options |= {k: v for k, v in given.items() if k in ("username", "password", "credential_provider")}
+            finder = of_cluster(found.nodes, self._config.prefix, options=options, tls=found.tls, timeout=timeout)
+        pool.connection_kwargs["finder"] = finder
+        return client
 
     def leave(self) -> None:
         """The embedded server is stopped by the last of its members to leave."""

