@@ -127,11 +127,13 @@ def write(results: Results, text: str) -> None:
     """The table into the README, between its markers, and the chart beside docs/benchmarks.md."""
     (ROOT / "docs" / "benchmarks.svg").write_text(chart.svg(results))
     readme = ROOT / "README.md"
-    before, begin, rest = readme.read_text().partition("<!-- benchmarks -->")
-    _, end, after = rest.partition("<!-- /benchmarks -->")
-    if not begin or not end:
-        sys.exit("README.md has no <!-- benchmarks --> and <!-- /benchmarks --> to write between")
-    readme.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+    begin, end = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+    before, found, after = readme.read_text().partition(begin)
+    if not found:
+        sys.exit(f"README.md has no {begin} to write behind")
+    if end in after:
+        after = after.partition(end)[2]
+    readme.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
     print("written: README.md, docs/benchmarks.svg", file=sys.stderr)
 
 

@@ -36,7 +36,7 @@ class System:
 
 ALL = ("one", "gather", "bulk")
 BACKSTAGE = System("backstage", "Backstage", "backstage", ALL, 200_000, 20_000, 5_000)
-BARE = System("bare", "bare loop", "redis.asyncio", ALL, 200_000, 0, 5_000)
+BARE = System("bare", "bare loop", "redis.asyncio", ALL, 100_000, 0, 5_000)
 PEERS = (
     System("arq", "arq", "arq", ("one", "gather"), 10_000),
     System("saq", "SAQ", "saq", ("one", "gather"), 10_000),
@@ -207,24 +207,27 @@ class Bench:
         return found
 
     def flood(self) -> Figures:
-        """1,000 urgent jobs come while lower ones run: how many of those start after the call had returned, before
-        the first of the urgent ones and before the last."""
-        lower, urgent = self.jobs(400_000), self.jobs(1_000)
+        """One urgent job comes while lower ones run, then 1,000 more: how many lower ones start from the moment of the
+        first call to the start of its job, and once all urgent ones are there until the last of them starts."""
+        lower, urgent = self.jobs(600_000), self.jobs(1_000)
         self.server.flush()
         self.enqueue("backstage", lower, "bulk")
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "starts"
-            worker = self.programs.start("shape", "flood", str(lower), str(urgent), str(out))
+            worker = self.programs.start("shape", "flood", str(lower + 1), str(urgent + 1), str(out))
             try:
                 worker.line("ready", 60)
-                at = self.programs.start("shape", "urge", str(urgent)).result("at")["at"]
+                call = self.programs.start("shape", "urge", str(urgent)).result("began")
                 worker.result()
             finally:
                 worker.kill()
             starts = {kind: array.array("q", out.with_suffix(f".{kind}").read_bytes()) for kind in ("lower", "urgent")}
-        ends = {"first": starts["urgent"][0], "last": starts["urgent"][-1]}
+        first, last = starts["urgent"][0], starts["urgent"][-1]
+        if starts["lower"][-1] < last:
+            return {}  # the lower ones had ended too soon
         return {
-            f"flood_{which}": float(sum(at < start < end for start in starts["lower"])) for which, end in ends.items()
+            "flood_first": float(sum(call["began"] < start < first for start in starts["lower"])),
+            "flood_last": float(sum(call["ended"] < start < last for start in starts["lower"])),
         }
 
     def hoard(self) -> Figures:

@@ -37,22 +37,28 @@ DETAILS = (
     ("memory", "MB", [("idle", "idle_mb"), ("at 100,000 jobs", "waiting_mb")]),
     ("an idle worker", "% of a core", [("", "idle_cpu")]),
     (
-        "1,000 urgent jobs come: lower ones that start after that",
+        "lower jobs that start before an urgent one",
         "jobs",
-        [("before the first urgent one", "flood_first"), ("before the last", "flood_last")],
+        [("from its enqueue on", "flood_first"), ("once 1,000 urgent ones wait, before the last", "flood_last")],
     ),
     ("jobs turn long: held 0.3 s later, beyond the 100 that run", "jobs", [("", "hoarded")]),
 )
 
 
 def markdown(results: Results) -> str:
-    parts = ["### Against others\n", *_systems(results), "", "### Against what is possible\n", *_shares(results)]
-    parts += ["", "### In more detail\n", *_details(results), "", _footer(results)]
-    return "\n".join(parts)
+    sections = [
+        ("### Against others", _systems(results)),
+        ("### Against what is possible", _shares(results)),
+        ("### In more detail", _details(results)),
+    ]
+    parts = [f"{title}\n\n" + "\n".join(lines) + "\n" for title, lines in sections if lines]
+    return "\n".join([*parts, _footer(results)])
 
 
 def _systems(results: Results) -> list[str]:
-    lines = ["Jobs per second, and milliseconds; medians of what docs/benchmarks.md describes.\n"]
+    lines = [
+        "Jobs per second, and milliseconds; medians. [What each means](docs/benchmarks.md#what-the-figures-mean).\n"
+    ]
     lines += ["| | " + " | ".join(title for _, title in COLUMNS) + " |", "|---|" + "---:|" * len(COLUMNS)]
     peers = sorted(
         (peer for peer in PEERS if peer.name in results.versions),
@@ -98,7 +104,7 @@ def _details(results: Results) -> list[str]:
         ]
         if told:
             lines.append(f"| {what} | {unit} | {', '.join(told)} |")
-    return lines
+    return lines if len(lines) > 2 else []
 
 
 def _footer(results: Results) -> str:

@@ -1,7 +1,7 @@
 """Backstage only: what strict priority and fair prefetch cost when it matters.
 
 python systems/shape_.py flood LOWER URGENT OUT   a worker of both; writes when each job started, as raw int64
-python systems/shape_.py urge URGENT              enqueues the urgent ones; prints when the call returned
+python systems/shape_.py urge URGENT              enqueues one more, then these; prints when it began and ended
 python systems/shape_.py hoard SHORT              a worker of SHORT jobs that do nothing and of others that last 3 s
 """
 
@@ -49,9 +49,11 @@ def flood(lower: int, urgent: int, out: Path) -> None:
 
 async def urge(urgent: int) -> None:
     async with Client(url=URL) as client:
-        await client.redis.ping()
+        await client.enqueue(TASK, payload(0))  # opens the connection
+        began = time.monotonic_ns()
+        await client.enqueue("urgent", payload(0), priority="urgent")
         await client.enqueue_many([Job("urgent", payload(n), priority="urgent") for n in range(urgent)])
-        say({"at": time.monotonic_ns()})
+        say({"began": began, "ended": time.monotonic_ns()})
 
 
 def hoard(short: int) -> None:
