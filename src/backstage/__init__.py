@@ -14,6 +14,7 @@ from backstage.broadcast import Broadcast
 from backstage.client import Client
 from backstage.config import LoggerConfig, RedisConfig, RedisOptions, WorkerConfig, WorkerOptions
 from backstage.cron import CronTask
+from backstage.doctor import Doctor
 from backstage.durations import Duration
 from backstage.errors import (
     BackstageError,
@@ -31,6 +32,7 @@ from backstage.errors import (
     TaskError,
     TaskNotBound,
 )
+from backstage.findings import Finding
 from backstage.inspector import Inspector, inspect
 from backstage.job import Backoff, Dedupe, Delivery, EnqueueOptions, Job, Next, ScheduleOptions
 from backstage.outcome import Again, Dead, Discard, Done, Outcome, Released, Retry
@@ -58,6 +60,7 @@ __all__ = [  # noqa: RUF022  grouped, in the order of docs/api.md
     "RedisConfig", "WorkerConfig", "LoggerConfig", "RedisOptions", "WorkerOptions", "Serializer", "JsonSerializer",
     # looking in and repairing
     "Inspector", "QueuesInfo", "QueueInfo", "WorkerInfo", "DeadJob", "inspect",
+    "Doctor", "Finding",
     # a loop of one's own
     "Stream", "Delivery", "Outcome", "Done", "Again", "Dead", "Released",
     # errors

@@ -145,7 +145,6 @@ class Lane:
         self._loaded: set[str] = set()
         self.client_id = 0
         self.run_id = ""
-        self.version = ""
         self.connects = 0
 
     async def call(self, *args: Argument, timeout: float | None = None) -> Any:
@@ -258,12 +257,11 @@ class Lane:
             if isinstance(reply, redis.exceptions.ResponseError) and translate(reply).__class__ is RedisUnavailable:
                 raise reply
         text = info.decode("utf-8", "replace") if isinstance(info, bytes) else ""
-        found = dict(re.findall(r"^(run_id|redis_version|valkey_version):(\S+)", text, re.MULTILINE))
+        found = re.search(r"^run_id:(\S+)", text, re.MULTILINE)
         # A server that doesn't tell (no permission) counts as a new one each time: entries are checked more, not less.
-        run_id = found.get("run_id") or f"unknown-{self.connects + 1}"
+        run_id = found[1] if found else f"unknown-{self.connects + 1}"
         if self.client_id and run_id == self.run_id:
             await self._exchange(conn, (("CLIENT", "KILL", "ID", self.client_id),))
         # Only now: should the answer to the KILL be lost, the next greeting knows whom to kill.
         self.client_id = number if isinstance(number, int) else 0
         self.run_id = run_id
-        self.version = found.get("valkey_version") or found.get("redis_version") or ""

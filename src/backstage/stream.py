@@ -21,6 +21,7 @@ import redis.exceptions
 from backstage import blobs, wire
 from backstage.durations import Duration, to_ms
 from backstage.errors import BackstageError, ConfigError, RedisRefused
+from backstage.findings import facts_of
 from backstage.job import Delivery, EnqueueOptions, Job, Named
 from backstage.keys import Keys
 from backstage.lane import Lane, NoGroup, dialer, translate
@@ -162,18 +163,10 @@ class Stream:
         for lane in (self._reads, self._writes, self._sends, self._upkeep):
             await lane.close()
 
-    @property
-    def server_version(self) -> str:
-        """As the server tells it; empty where it doesn't."""
-        return self._upkeep.version
-
-    async def evicts(self) -> str | None:
-        """The server's eviction policy, where it may throw jobs away when its memory is full. None: it never does."""
-        (info,) = await self._upkeep.many([("INFO", "memory")])
-        text = info.decode() if isinstance(info, bytes) else ""  # no permission to ask: nothing is known
-        facts = dict(line.split(":", 1) for line in text.split() if ":" in line)
-        policy = facts.get("maxmemory_policy", "noeviction")
-        return None if policy == "noeviction" or facts.get("maxmemory") == "0" else policy
+    async def about_server(self) -> dict[str, str]:
+        """What the server's INFO tells; empty where it doesn't."""
+        (info,) = await self._upkeep.many([("INFO",)])
+        return facts_of(info.decode("utf-8", "replace")) if isinstance(info, bytes) else {}
 
     async def unblock(self) -> None:
         """End a `take` that waits for jobs: it returns what it has. Never cancel one: its reply could hold jobs."""
@@ -197,13 +190,7 @@ class Stream:
         Repeated with the same `call` id within `marker_ttl` ms, it adds nothing and answers the same.
         """
         keys, blob = blobs.enqueue(self.keys, jobs, call, marker_ttl)
-        refused = await self._sends.script(load("enqueue"), keys, blob)
-        verdicts: list[str | BackstageError | None] = [job.id for job, _, _ in jobs]
-        for at, verdict in zip(refused[::2], refused[1::2], strict=True):
-            verdicts[at - 1] = (
-                None if verdict == 0 else RedisRefused(f"not added: {verdict.decode('utf-8', 'replace')}")
-            )
-        return verdicts
+        return blobs.verdicts(jobs, await self._sends.script(load("enqueue"), keys, blob))
 
     # ---- take --------------------------------------------------------------------------------------------------------
 

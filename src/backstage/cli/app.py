@@ -77,6 +77,7 @@ def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
         "enqueue": "backstage.cli.enqueue:enqueue",
         "info": "backstage.cli.info:info",
         "dead": "backstage.cli.dead:dead",
+        "doctor": "backstage.cli.doctor:doctor",
         "demo": "backstage.cli.demo.command:demo",
     },
 )

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import os
 import random
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
 from backstage.client import Client, Link
 from backstage.config import WorkerConfig, WorkerOptions
 from backstage.errors import BackstageError, ConfigError, RedisRefused, RedisUnavailable
+from backstage.findings import OLD, dangers
 from backstage.job import Delivery
 from backstage.lane import sync_dialer
 from backstage.logs import LoggerConfig, configure
@@ -235,15 +235,11 @@ class Hall:
         return False
 
     async def _check_server(self) -> None:
-        major = re.match(r"\d+", self.stream.server_version)
-        if major is not None and int(major[0]) < 7:
-            raise ConfigError(f"the server is version {self.stream.server_version}: Redis 7.0 or Valkey 7.2 is needed")
-        if policy := await self.stream.evicts():
-            log.warning(
-                "the server may throw jobs away: its maxmemory-policy is %s. Set it to noeviction, and give a cache a "
-                "server of its own",
-                policy,
-            )
+        """Refuses to start where jobs would be lost for certain, and tells what else is dangerous (findings.py)."""
+        for finding in dangers(await self.stream.about_server()):
+            if finding.title == OLD.title:
+                raise ConfigError(f"{finding}: Redis 7.0 or Valkey 7.2 is needed")
+            log.warning("%s: %s %s", finding, finding.meaning, finding.advice)
         for queue, *_, groups in await self._registry.pruned():
             if groups > 1 and self._config.delete_on_ack:
                 raise ConfigError(
@@ -344,6 +340,7 @@ class Hall:
             "queues": ",".join(queue.name for queue in self.stream.queues),
             "tasks": ",".join(sorted(self._tasks)),
             "concurrency": str(self._config.concurrency),
+            "lease": str(self._config.idle_timeout),
             "running": str(len(self._slots.running)),
         }
 
