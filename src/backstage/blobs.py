@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from backstage import wire
-from backstage.errors import MalformedJob
+from backstage.errors import BackstageError, MalformedJob, RedisRefused
 from backstage.job import Delivery, Job, fix_ids
 from backstage.keys import Keys
 from backstage.outcome import Again, Dead, Done, Outcome, Released
@@ -58,6 +58,14 @@ def enqueue(keys: Keys, jobs: Sequence[Ready], call: str, marker_ttl: int) -> tu
             runs.append((streams[queue], job._task, flat))
         flat += (payload, job.id)
     return number.keys, pack((marker_ttl, len(streams), runs, keys.control))
+
+
+def verdicts(jobs: Sequence[Ready], refused: Sequence[Any]) -> list[str | BackstageError | None]:
+    """What enqueue.lua answered: for each job its id, None for a duplicate, or why it was refused."""
+    found: list[str | BackstageError | None] = [job.id for job, _, _ in jobs]
+    for at, verdict in zip(refused[::2], refused[1::2], strict=True):
+        found[at - 1] = None if verdict == 0 else RedisRefused(f"not added: {verdict.decode('utf-8', 'replace')}")
+    return found
 
 
 def _special(keys: Keys, number: _Numbers, stream: int, job: Job, payload: str, queue: str) -> Sequence[Any]:

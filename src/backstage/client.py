@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
-from typing import Self, Unpack, overload
+from typing import Any, Self, TypeAlias, Unpack, overload
 
 from redis.asyncio import Redis
 
 from backstage.blobs import Ready
 from backstage.config import RedisConfig, RedisOptions
 from backstage.connection import Connector, close
+from backstage.durability import TOGETHER, Safe, check_durability
 from backstage.durations import Duration, until
 from backstage.errors import BackstageError, ConfigError, PayloadTooLarge
-from backstage.job import AnyDedupe, EnqueueOptions, Job, JobOptions, Next, ScheduleOptions
-from backstage.outbox import Outbox, cuts
+from backstage.job import AnyDedupe, CallOptions, Durability, EnqueueOptions, Job, Next, ScheduleOptions
+from backstage.outbox import MOST, Outbox, cuts
 from backstage.serializer import encode_all
 from backstage.stream import Stream
 from backstage.task import AnyTask, E, P, Payloadless, R, Task, TaskRegistry
@@ -26,19 +27,43 @@ BULK_IN_FLIGHT = 2
 """Calls of `enqueue_many` on their way at once: the next is encoded while the server runs the last."""
 
 
+Mend: TypeAlias = Callable[[], Awaitable[None]]
+
+
 class Link:
     """What one event loop of one process has open."""
 
-    def __init__(self, client: Redis, stream: Stream, outbox: Outbox) -> None:
+    def __init__(self, client: Redis, stream: Stream, outbox: Outbox, config: RedisConfig, mend: Mend) -> None:
         self.redis, self.stream, self.outbox = client, stream, outbox
+        self._config, self._mend = config, mend
+        self._safe: dict[Durability, tuple[Safe, Outbox]] = {}
         self.loop, self.pid = asyncio.get_running_loop(), os.getpid()
 
     @property
     def usable(self) -> bool:
         return self.loop is asyncio.get_running_loop() and self.pid == os.getpid()
 
+    def outbox_for(self, durability: Durability) -> Outbox:
+        """The outbox whose calls wait for this; all but the plain one have a connection of their own."""
+        if durability == "memory":
+            return self.outbox
+        if durability not in self._safe:
+            config = self._config
+            budget = config.connect_timeout
+            safe = Safe(
+                self.redis, durability, prefix=config.prefix, connect_timeout=budget, wait=budget * 4 // 10
+            )  # a try has half of the budget
+            outbox = Outbox(
+                safe, budget=budget, mend=self._mend, at_once=TOGETHER, in_flight=1, promise="enqueued and confirmed"
+            )
+            self._safe[durability] = safe, outbox
+        return self._safe[durability][1]
+
     async def close(self) -> None:
         await self.outbox.drain()
+        for safe, outbox in self._safe.values():
+            await outbox.drain()
+            await safe.aclose()
         await self.stream.aclose()
         await close(self.redis)
 
@@ -81,32 +106,38 @@ class Client:
 
     @overload
     async def enqueue(
-        self, task: Payloadless[E, R], payload: None = None, *, dedupe: None = None, **options: Unpack[JobOptions]
+        self, task: Payloadless[E, R], payload: None = None, *, dedupe: None = None, **options: Unpack[CallOptions]
     ) -> str: ...
     @overload
     async def enqueue(
-        self, task: Payloadless[E, R], payload: None = None, *, dedupe: AnyDedupe, **options: Unpack[JobOptions]
+        self, task: Payloadless[E, R], payload: None = None, *, dedupe: AnyDedupe, **options: Unpack[CallOptions]
     ) -> str | None: ...
     @overload
     async def enqueue(
-        self, task: Task[P, E, R], payload: P, *, dedupe: None = None, **options: Unpack[JobOptions]
+        self, task: Task[P, E, R], payload: P, *, dedupe: None = None, **options: Unpack[CallOptions]
     ) -> str: ...
     @overload
     async def enqueue(
-        self, task: Task[P, E, R], payload: P, *, dedupe: AnyDedupe, **options: Unpack[JobOptions]
+        self, task: Task[P, E, R], payload: P, *, dedupe: AnyDedupe, **options: Unpack[CallOptions]
     ) -> str | None: ...
     @overload
     async def enqueue(
-        self, task: str, payload: object = None, *, dedupe: None = None, **options: Unpack[JobOptions]
+        self, task: str, payload: object = None, *, dedupe: None = None, **options: Unpack[CallOptions]
     ) -> str: ...
     @overload
     async def enqueue(
-        self, task: str, payload: object = None, *, dedupe: AnyDedupe, **options: Unpack[JobOptions]
+        self, task: str, payload: object = None, *, dedupe: AnyDedupe, **options: Unpack[CallOptions]
     ) -> str | None: ...
     async def enqueue(
-        self, task: str | AnyTask, payload: object = None, **options: Unpack[EnqueueOptions]
+        self,
+        task: str | AnyTask,
+        payload: object = None,
+        *,
+        durability: Durability | None = None,
+        **options: Unpack[EnqueueOptions],
     ) -> str | None:
-        """Ask for a job. Returns its id; None where its dedupe key is taken. When it returns, the server has the job.
+        """Ask for a job. Returns its id; None where its dedupe key is taken. When it returns, the server has the job:
+        in its memory, or as `durability` asks for it, "fsync" on its disk, "replica" on a replica too.
 
         Raises NotSerializable, PayloadTooLarge, InvalidName or ConfigError before anything is sent, and
         RedisUnavailable after `connect_timeout`: the job may have arrived all the same.
@@ -115,9 +146,11 @@ class Client:
         link = self._link
         if link is None or not link.usable:
             link = await self._linked()
-        return await link.outbox.put(ready)
+        if durability is None:
+            return await link.outbox.put(ready)
+        return await link.outbox_for(check_durability(durability)).put(ready)
 
-    async def enqueue_many(self, jobs: Iterable[Job]) -> list[str | None]:
+    async def enqueue_many(self, jobs: Iterable[Job], *, durability: Durability | None = None) -> list[str | None]:
         """Ask for many jobs; their ids in the order given, None for duplicates.
 
         All are checked before anything is sent. Then they travel in calls of 500: after RedisUnavailable some may have
@@ -125,12 +158,13 @@ class Client:
         """
         jobs = list(jobs)
         payloads = self._checked(jobs)
-        outbox = (await self._linked()).outbox
+        how = check_durability(durability)
+        outbox = (await self._linked()).outbox_for(how)
         verdicts: list[str | BackstageError | None] = []
         sending: deque[asyncio.Task[list[str | BackstageError | None]]] = deque()
         try:
             routes = {task: self._route(task) for task in {job._task for job in jobs}}
-            for cut in cuts(payloads):
+            for cut in cuts(payloads, MOST if how == "memory" else TOGETHER):
                 ready = [
                     (job, payload, job._queue or job.route or routes[job._task])
                     for job, payload in zip(jobs[cut], payloads[cut], strict=True)
@@ -156,8 +190,10 @@ class Client:
         self, task: str | AnyTask, payload: object, when: Duration | datetime, **options: Unpack[ScheduleOptions]
     ) -> str | None:
         """As `enqueue`, for a moment: a duration from now, or an aware datetime (one that has passed means now)."""
-        ready = self._ready(Job(task, payload, delay=until(when, "when"), **options))
-        return await (await self._linked()).outbox.put(ready)
+        how = check_durability(options.pop("durability", None))
+        given: Any = {**options, "delay": until(when, "when")}
+        ready = self._ready(Job(task, payload, **given))
+        return await (await self._linked()).outbox_for(how).put(ready)
 
     def configure(self, **options: Unpack[RedisOptions]) -> None:
         """Change settings before the first connection (the command line's `--url`, tests). ConfigError after it."""
@@ -232,6 +268,8 @@ class Client:
                 client,
                 stream,
                 Outbox(stream, budget=self._config.connect_timeout, mend=self._connector.mend),
+                self._config,
+                self._connector.mend,
             )
         return self._link
 

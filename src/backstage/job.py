@@ -89,6 +89,7 @@ class Backoff:
 AnyDedupe: TypeAlias = Dedupe | DedupeDict | str
 AnyBackoff: TypeAlias = Backoff | BackoffDict
 AnyPriority: TypeAlias = Priority | Literal["urgent", "default", "low"]
+Durability: TypeAlias = Literal["memory", "fsync", "replica"]
 
 
 class JobOptions(TypedDict, total=False):
@@ -106,6 +107,12 @@ class EnqueueOptions(JobOptions, total=False):
     dedupe: AnyDedupe | None
 
 
+class CallOptions(JobOptions, total=False):
+    """Those of an enqueue itself: `durability` is no property of the job."""
+
+    durability: Durability | None
+
+
 class ScheduleOptions(TypedDict, total=False):
     """The options of `schedule`: its `when` stands where `delay` would."""
 
@@ -115,6 +122,7 @@ class ScheduleOptions(TypedDict, total=False):
     backoff: AnyBackoff | None
     timeout: Duration | None
     dedupe: AnyDedupe | None
+    durability: Durability | None
 
 
 def to_dedupe(value: AnyDedupe) -> Dedupe:

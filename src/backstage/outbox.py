@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Protocol
 
 from backstage.blobs import Ready
 from backstage.eager import start
 from backstage.errors import BackstageError, RedisRefused, RedisUnavailable
-from backstage.stream import Stream
 
 AT_ONCE = 250
 """Jobs that close a batch of concurrent enqueues before the loop's turn ends."""
@@ -23,14 +23,31 @@ MARKER_MARGIN = 15_000
 """Ms for which a call's marker outlives the last try of that call."""
 
 
+class Sender(Protocol):
+    """Sends one batch: a Stream, or what makes more sure of it."""
+
+    async def send(self, jobs: Sequence[Ready], call: str, marker_ttl: int) -> list[str | BackstageError | None]: ...
+
+
 class Outbox:
     """Sends batches of jobs, and repeats a call whose fate is unknown: its id makes the repetition harmless.
 
     `budget`: ms after which it gives up. `mend` is awaited between tries (the embedded server may have to be started).
+    `at_once` closes a batch, `in_flight` of them are on their way at the same time. `promise`: what a call waits for.
     """
 
-    def __init__(self, stream: Stream, *, budget: int, mend: Callable[[], Awaitable[None]]) -> None:
-        self._stream, self._budget, self._mend = stream, budget, mend
+    def __init__(
+        self,
+        sender: Sender,
+        *,
+        budget: int,
+        mend: Callable[[], Awaitable[None]],
+        at_once: int = AT_ONCE,
+        in_flight: int = IN_FLIGHT,
+        promise: str = "enqueued",
+    ) -> None:
+        self._sender, self._budget, self._mend = sender, budget, mend
+        self._at_once, self._in_flight, self._promise = at_once, in_flight, promise
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[Ready, asyncio.Future[str | None]]] = []
         self._armed = False
@@ -46,20 +63,21 @@ class Outbox:
         return future
 
     async def deliver(self, jobs: Sequence[Ready]) -> list[str | BackstageError | None]:
-        """One call's batch (at most MOST and MOST_BYTES), tried again until it is answered or the budget is used up."""
+        """One call's batch (within what `cuts` says), tried again until it is answered or the budget is used up."""
         call, ttl = secrets.token_hex(12), self._budget + MARKER_MARGIN
-        deadline, pause = self._loop.time() + self._budget / 1000, 0.05
+        deadline, pause, why = self._loop.time() + self._budget / 1000, 0.05, "no answer"
         longest = self._budget / 2000  # half of it: should the connection be a dead one, there is time for another
         while True:
             try:
                 async with asyncio.timeout(max(min(longest, deadline - self._loop.time()), 0.001)):
-                    return await self._stream.send(jobs, call, ttl)
+                    return await self._sender.send(jobs, call, ttl)
             except RedisRefused:
                 raise
             except (RedisUnavailable, TimeoutError) as exc:
+                why = str(exc) or why
                 if deadline - self._loop.time() <= pause:
                     raise RedisUnavailable(
-                        f"not enqueued within {self._budget} ms: {(str(exc) or 'no answer').rstrip('.')}. "
+                        f"not {self._promise} within {self._budget} ms: {why.rstrip('.')}. "
                         "A try whose answer was lost may have arrived all the same"
                     ) from exc
             await asyncio.sleep(pause)
@@ -76,8 +94,8 @@ class Outbox:
 
     def _flush(self) -> None:
         self._armed = False
-        while self._waiting and len(self._sending) < IN_FLIGHT:
-            most = next(cuts([payload for (_, payload, _), _ in self._waiting[:AT_ONCE]]))
+        while self._waiting and len(self._sending) < self._in_flight:
+            most = next(cuts([payload for (_, payload, _), _ in self._waiting[: self._at_once]], self._at_once))
             batch, self._waiting = self._waiting[: most.stop], self._waiting[most.stop :]
             task = start(self._send(batch), self._loop, "backstage enqueue")
             if not task.done():
@@ -105,15 +123,15 @@ class Outbox:
                 future.set_exception(type(verdict)(str(verdict)))
 
 
-def cuts(payloads: Sequence[str]) -> Iterator[slice]:
+def cuts(payloads: Sequence[str], most: int = MOST) -> Iterator[slice]:
     """In order, each within what one call carries. One payload alone may be larger."""
     longest = max(map(len, payloads), default=0)
     begin = size = 0
-    if longest * MOST > MOST_BYTES:
+    if longest * most > MOST_BYTES:
         for at, payload in enumerate(payloads):
-            if at - begin == MOST or (size and size + len(payload) > MOST_BYTES):
+            if at - begin == most or (size and size + len(payload) > MOST_BYTES):
                 yield slice(begin, at)
                 begin, size = at, 0
             size += len(payload)
-    for at in range(begin, len(payloads), MOST):
-        yield slice(at, min(at + MOST, len(payloads)))
+    for at in range(begin, len(payloads), most):
+        yield slice(at, min(at + most, len(payloads)))

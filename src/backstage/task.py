@@ -34,9 +34,9 @@ from backstage.job import (
     AnyDedupe,
     AnyPriority,
     Backoff,
-    EnqueueOptions,
+    CallOptions,
+    Durability,
     Job,
-    JobOptions,
     ScheduleOptions,
     to_attempts,
     to_backoff,
@@ -129,17 +129,17 @@ class Task(Generic[P, E, R]):
 
     @overload
     async def enqueue(
-        self: Payloadless[E, R], payload: None = None, /, *, dedupe: None = None, **options: Unpack[JobOptions]
+        self: Payloadless[E, R], payload: None = None, /, *, dedupe: None = None, **options: Unpack[CallOptions]
     ) -> str: ...
     @overload
     async def enqueue(
-        self: Payloadless[E, R], payload: None = None, /, *, dedupe: AnyDedupe, **options: Unpack[JobOptions]
+        self: Payloadless[E, R], payload: None = None, /, *, dedupe: AnyDedupe, **options: Unpack[CallOptions]
     ) -> str | None: ...
     @overload
-    async def enqueue(self, payload: P, /, *, dedupe: None = None, **options: Unpack[JobOptions]) -> str: ...
+    async def enqueue(self, payload: P, /, *, dedupe: None = None, **options: Unpack[CallOptions]) -> str: ...
     @overload
-    async def enqueue(self, payload: P, /, *, dedupe: AnyDedupe, **options: Unpack[JobOptions]) -> str | None: ...
-    async def enqueue(self, payload: Any = None, /, **options: Unpack[EnqueueOptions]) -> str | None:
+    async def enqueue(self, payload: P, /, *, dedupe: AnyDedupe, **options: Unpack[CallOptions]) -> str | None: ...
+    async def enqueue(self, payload: Any = None, /, **options: Any) -> str | None:
         """The job's id; None for a duplicate by `dedupe`. TaskNotBound unless exactly one worker or client has it."""
         producer: Any = self._registry.producer_of(self)  # its overloads tell calls apart that are one call here
         job_id: str | None = await producer.enqueue(self, payload, **options)
@@ -187,30 +187,30 @@ class Producer(Protocol):
 
     @overload
     async def enqueue(
-        self, task: Payloadless[E, R], payload: None = None, *, dedupe: None = None, **options: Unpack[JobOptions]
+        self, task: Payloadless[E, R], payload: None = None, *, dedupe: None = None, **options: Unpack[CallOptions]
     ) -> str: ...
     @overload
     async def enqueue(
-        self, task: Payloadless[E, R], payload: None = None, *, dedupe: AnyDedupe, **options: Unpack[JobOptions]
+        self, task: Payloadless[E, R], payload: None = None, *, dedupe: AnyDedupe, **options: Unpack[CallOptions]
     ) -> str | None: ...
     @overload
     async def enqueue(
-        self, task: Task[P, E, R], payload: P, *, dedupe: None = None, **options: Unpack[JobOptions]
+        self, task: Task[P, E, R], payload: P, *, dedupe: None = None, **options: Unpack[CallOptions]
     ) -> str: ...
     @overload
     async def enqueue(
-        self, task: Task[P, E, R], payload: P, *, dedupe: AnyDedupe, **options: Unpack[JobOptions]
+        self, task: Task[P, E, R], payload: P, *, dedupe: AnyDedupe, **options: Unpack[CallOptions]
     ) -> str | None: ...
     @overload
     async def enqueue(
-        self, task: str, payload: object = None, *, dedupe: None = None, **options: Unpack[JobOptions]
+        self, task: str, payload: object = None, *, dedupe: None = None, **options: Unpack[CallOptions]
     ) -> str: ...
     @overload
     async def enqueue(
-        self, task: str, payload: object = None, *, dedupe: AnyDedupe, **options: Unpack[JobOptions]
+        self, task: str, payload: object = None, *, dedupe: AnyDedupe, **options: Unpack[CallOptions]
     ) -> str | None: ...
 
-    async def enqueue_many(self, jobs: Iterable[Job]) -> list[str | None]: ...
+    async def enqueue_many(self, jobs: Iterable[Job], *, durability: Durability | None = None) -> list[str | None]: ...
 
     async def schedule(
         self, task: str | AnyTask, payload: object, when: Duration | datetime, **options: Unpack[ScheduleOptions]
