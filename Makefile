@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format typing docs build clean
+.PHONY: help demo test check bench format typing docs build clean
 
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -27,6 +27,9 @@ check: $(VENV)/.dev ## Format, lint, types, and the floors of the house
 format: $(VENV)/.dev ## Write the format that `check` asks for
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## How fast it is here, against the server's own ceiling (ARGS="--peers": and against others)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(VENV)/.dev ## Run every code block of the README and docs/
 	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
