@@ -46,8 +46,12 @@ class Dedupe:
     ttl: Duration = 3_600_000
 
     def __post_init__(self) -> None:
-        if not isinstance(self.key, str) or not 1 <= len(self.key.encode("utf-8", "surrogatepass")) <= 512:
-            raise ConfigError(f"dedupe key {str(self.key)[:80]!r}: must be text of 1 to 512 bytes")
+        try:
+            size = len(self.key.encode())
+        except (AttributeError, UnicodeEncodeError):  # no text, or half of a character
+            size = 0
+        if not 1 <= size <= 512:
+            raise ConfigError(f"dedupe key {str(self.key)[:80]!r}: must be text of 1 to 512 bytes of UTF-8")
         object.__setattr__(self, "ttl", to_ms(self.ttl, "dedupe ttl", minimum=1))
 
     @property

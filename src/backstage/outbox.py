@@ -114,6 +114,11 @@ class Outbox:
             verdicts = [exc] * len(batch)
         except asyncio.CancelledError:
             verdicts = [RedisUnavailable("closed while sending; the job may have arrived")] * len(batch)
+        except Exception as exc:  # a mistake, ours or a serializer's: nobody may wait for ever because of it
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(exc)
+            return
         for (_, future), verdict in zip(batch, verdicts, strict=True):
             if future.done():  # whoever asked has gone away
                 continue

@@ -187,6 +187,7 @@ async def test_concurrent_calls_travel_together(client: Client, redis: Redis, pr
         ({"backoff": 5}, ConfigError, "must be a Backoff or a mapping"),
         ({"dedupe": ""}, ConfigError, "1 to 512 bytes"),
         ({"dedupe": "é" * 300}, ConfigError, "1 to 512 bytes"),
+        ({"dedupe": "\ud800"}, ConfigError, "1 to 512 bytes of UTF-8"),
         ({"dedupe": {"key": "k", "ttl": 0}}, ConfigError, "at least 1 ms"),
         ({"dedupe": {"ttl": 5}}, ConfigError, "key"),
         ({"retries": 3}, TypeError, "retries"),

@@ -99,6 +99,15 @@ async def test_each_caller_gets_an_error_of_its_own() -> None:
     assert errors[0] is not errors[1]
 
 
+async def test_nobody_waits_for_ever() -> None:
+    """An error that is none of ours is raised to all callers of the batch too."""
+    bench = Bench()
+    bench.sender.errors.append(LookupError("a mistake"))
+    errors = await asyncio.gather(*bench.put("a", "b"), return_exceptions=True)
+    assert [repr(error) for error in errors] == ["LookupError('a mistake')"] * 2
+    assert await bench.put("c")[0]
+
+
 async def test_a_repeated_call_is_the_same_call() -> None:
     """After a lost answer it is sent again under its id, whose marker outlives the last try; the server is mended."""
     bench = Bench()
