@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from datetime import UTC, datetime
 
+from redis.asyncio import Redis
 from scene import Keyspace, Settings
 
 from backstage import Client, Job, Worker
@@ -75,3 +77,61 @@ async def test_identical_delayed_jobs_of_one_millisecond_both_run(
         await wait_until(lambda: runs.total() == 20)
         await wait_until(keyspace.settled)
     assert runs == {"x": 10, "y": 10}
+
+
+async def test_a_hundred_thousand_jobs_due_at_once_hold_up_nobody(
+    settings: Settings, client: Client, keyspace: Keyspace, redis: Redis
+) -> None:
+    """They are promoted in batches: urgent jobs of the meantime are done within a second; what is due later follows."""
+    many, worker = 100_000, Worker(**(settings | {"concurrency": 50}))
+    ran, late = Counter[str](), list[float]()
+
+    @worker.on("flood")
+    async def flood(n: int) -> None:
+        ran["flood"] += 1
+
+    @worker.on("urgent")
+    async def urgent(at: float) -> None:
+        late.append(time.time() - at)
+
+    @worker.on("behind")
+    async def behind() -> None:
+        ran["behind"] += 1
+
+    for first in range(0, many, 10_000):
+        jobs = [Job("flood", n, delay=1, queue="low") for n in range(first, first + 10_000)]
+        await client.enqueue_many(jobs)
+    await client.enqueue("behind", queue="urgent", delay=1)
+    assert await redis.zcard(keyspace.key("scheduled")) == many + 1
+    async with worker.running():
+        while await redis.zcard(keyspace.key("scheduled")):
+            before = len(late)
+            await client.enqueue("urgent", time.time(), queue="urgent")
+            await wait_until(lambda before=before: len(late) > before)
+        await wait_until(lambda: ran["behind"])
+        await wait_until(lambda: ran["flood"] >= 5_000, timeout=20)
+    assert ran["flood"] + await keyspace.waiting("low") >= many, "what did not run is still there"
+    assert max(late) < 1
+
+
+async def test_far_moments_stand_where_they_belong(
+    settings: Settings, client: Client, keyspace: Keyspace, redis: Redis
+) -> None:
+    """The year 9999 waits, exactly; the year 1 and a score of minus infinity are now; neither holds up the others."""
+    worker, ran = Worker(**settings), list[str]()
+
+    @worker.on("note")
+    async def note(what: str) -> None:
+        ran.append(what)
+
+    far = datetime(9999, 12, 31, 23, 59, tzinfo=UTC)
+    await client.schedule("note", "far", far)
+    await client.schedule("note", "past", datetime(1, 1, 1, tzinfo=UTC))
+    member = f'{{"taskName":"note","payload":"\\"minus\\"","streamKey":"{keyspace.key("default")}"}}'
+    await redis.zadd(keyspace.key("scheduled"), {member: "-inf", member.replace("minus", "plus"): "+inf"})
+    async with worker.running():
+        await client.enqueue("note", "soon", delay=20)
+        await wait_until(lambda: sorted(ran) == ["minus", "past", "soon"])
+    ((_, due), (_, never)) = await redis.zrange(keyspace.key("scheduled"), 0, -1, withscores=True)
+    assert abs(due - far.timestamp() * 1000) < 5_000
+    assert never == float("inf")
