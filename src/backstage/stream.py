@@ -122,7 +122,7 @@ class Stream:
         self._reader = Reader(self._reads, self.group, self.consumer)
         self._served: dict[str, str] = {}
         self.refused: list[str] = []
-        self._doubt = False
+        self._doubt, self._stalls = False, 0
         self._claiming = asyncio.Lock()
         """What is claimed for us is held before anybody asks what is pending for us and not held."""
         self._cursors: dict[str, str] = {}
@@ -204,11 +204,12 @@ class Stream:
                 await self.initialize()
             if self._doubt:
                 async with self._claiming:
-                    found = self._hold(await self._recover())
-                self._doubt = False
-                if found:
-                    return found
-            return self._hold(await self._reader.take(room, block))
+                    self._doubt = False
+                    found = await self._recover()
+                if found and not self._doubt:
+                    return self._hold(found)
+            found = [] if self._doubt else await self._reader.take(room, block)
+            return [] if self._doubt else self._hold(found)
         except NoGroup:
             self._served, self._doubt = {}, True  # other queues of the same pass may have answered with jobs
             return []
@@ -228,6 +229,10 @@ class Stream:
             entries = await self._reads.script(load("recover"), [key], pack((self.group, self.consumer, held)))
             found += [Delivery(queue, id, fields, times, self._reads.run_id) for id, times, fields in entries]
         return found
+
+    def stood_still(self) -> None:
+        """Answers that lay here unread for half a lease count as lost; what is still ours comes with the next take."""
+        self._doubt, self._stalls = True, self._stalls + 1
 
     def _hold(self, deliveries: list[Delivery]) -> list[Delivery]:
         held = self.held
@@ -335,16 +340,17 @@ class Stream:
                 raise
 
     async def _look(self, queue: str, blob: bytes, *, scan: bool) -> Reclaimed:
-        reply = await self._upkeep.script(load("reclaim"), [self.keys.stream(queue)], blob)
-        mark, entries, gone, now = reply
+        stalls = self._stalls
+        mark, entries, gone, now = await self._upkeep.script(load("reclaim"), [self.keys.stream(queue)], blob)
         self.clock.hear(int(now))
         if mark == b"NOGROUP" and queue not in self.refused:
             self._served = {}
-        held = self.held[queue]
+        # Our own that is not held is in an answer on its way, or in a lost one: the next take tells which.
+        self._doubt |= any(own and entry_id not in self.held[queue] for entry_id, *_, own in entries)
         found = [
             Delivery(queue, entry_id, fields, times, self._upkeep.run_id)
             for entry_id, times, fields, own in entries
-            if not (own and entry_id in held)
+            if not own and stalls == self._stalls
         ]
         if scan and mark not in (b"JUMPED", b"NOGROUP"):
             self._cursors[queue] = mark.decode()

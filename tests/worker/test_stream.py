@@ -531,12 +531,37 @@ class TestLeases:
         assert await stream.finish([(new, Done())]) == [True]
 
     async def test_what_we_hold_is_not_taken_a_second_time(self, stream: Stream) -> None:
-        """A look at abandoned jobs passes over our own that are still held; not held, they come with their count."""
+        """A look at abandoned jobs passes over our own; those not held come with the next take, with their count."""
         delivery = await one(stream)
         assert await stream.reclaim(10, idle=0) == []
         stream.drop([delivery])
-        (found,) = await stream.reclaim(10, idle=0)
+        assert await stream.reclaim(10, idle=0) == []
+        (found,) = await stream.take(10)
         assert (found.entry_id, found.times) == (delivery.entry_id, 1)
+
+    async def test_an_answer_that_lay_unread_for_long_counts_as_lost(self, make: Make) -> None:
+        """After the loop stood still, only what is still ours comes, and with the next take."""
+        stream, other = make(), make()
+        assert await stream.take(2) == []
+        taking = asyncio.create_task(stream.take(2, block=5_000))
+        await asyncio.sleep(0)  # it has begun
+        stream.stood_still()
+        await stream.send([(Job("t"), str(n), "default") for n in range(2)], "call", 1_000)
+        assert await taking == []
+        (stolen,) = await other.reclaim(1, idle=0)
+        (ours,) = await stream.take(2)
+        assert (payloads(stream, [ours]), payloads(other, [stolen]), ours.times) == ([1], [0], 1)
+
+    async def test_what_was_claimed_before_the_loop_stood_still_counts_as_lost(self, make: Make) -> None:
+        """The same for a look at abandoned jobs: what it claimed comes with the next take, with its count."""
+        dead, stream = make(), make()
+        await one(dead)
+        looking = asyncio.create_task(stream.reclaim(1, "default", idle=0))
+        await asyncio.sleep(0)  # it has begun
+        stream.stood_still()
+        assert await looking == []
+        (ours,) = await stream.take(1)
+        assert ours.times == 2
 
     async def test_a_look_goes_on_where_the_last_one_ended(self, make: Make) -> None:
         """With little room the whole list is seen, each entry once, then it begins anew."""

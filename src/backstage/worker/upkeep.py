@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from redis.asyncio import Redis
@@ -35,6 +36,27 @@ async def every(seconds: float, step: Callable[[], Awaitable[float | None]], wha
         if cancelled():
             return
         await asyncio.sleep(seconds * random.uniform(0.9, 1.1) if pause is None else pause)
+
+
+async def pulse(seconds: float, stood_still: Callable[[], None]) -> None:
+    """For ever: call `stood_still` when the loop got no turn for twice so long: a handler blocked it, or all stopped.
+
+    By a timer and not in a task, so that it is known before any task goes on with what arrived meanwhile.
+    """
+    loop, before = asyncio.get_running_loop(), time.monotonic()
+    timer = loop.call_later(seconds, lambda: beat())
+
+    def beat() -> None:
+        nonlocal before, timer
+        now = time.monotonic()
+        if now - before > 2 * seconds:
+            stood_still()
+        before, timer = now, loop.call_later(seconds, beat)
+
+    try:
+        await loop.create_future()
+    finally:
+        timer.cancel()
 
 
 def cancelled() -> bool:

@@ -28,7 +28,7 @@ from backstage.worker.limits import Limits
 from backstage.worker.slots import Slots
 from backstage.worker.sources import Fetcher, Reclaimer
 from backstage.worker.threads import Threads
-from backstage.worker.upkeep import Control, Pause, Promoter, Registry, every
+from backstage.worker.upkeep import Control, Pause, Promoter, Registry, every, pulse
 
 log = logging.getLogger("backstage")
 
@@ -249,6 +249,7 @@ class Hall:
 
     def _upkeep(self) -> list[tuple[str, Any]]:
         parts = [
+            ("pulse", pulse(self._config.idle_timeout / 4000, self.stream.stood_still)),
             ("finisher", self._finisher.run()),
             ("promoter", every(0.0, self._promoter.step, "promoting")),
             ("reclaimer", every(0.0, self._reclaim, "reclaiming")),
