@@ -78,8 +78,8 @@ def test_import_loads_no_extra() -> None:
 
 
 def test_import_is_quick() -> None:
-    """It takes less than 150 ms: the best of several, for a busy machine makes any of them slow."""
-    code = "import time; t = time.perf_counter(); import backstage; print(time.perf_counter() - t)"
+    """It takes less than 150 ms of the processor: the best of several, for a busy machine slows any of them."""
+    code = "import time; t = time.process_time(); import backstage; print(time.process_time() - t)"
     assert min(float(in_a_fresh_process(code)) for _ in range(5)) < 0.150
 
 

@@ -191,8 +191,8 @@ class Client:
     ) -> str | None:
         """As `enqueue`, for a moment: a duration from now, or an aware datetime (one that has passed means now)."""
         how = check_durability(options.pop("durability", None))
-        given: Any = {**options, "delay": until(when, "when")}
-        ready = self._ready(Job(task, payload, **given))
+        given: Any = options
+        ready = self._ready(Job(task, payload, delay=until(when, "when"), **given))
         return await (await self._linked()).outbox_for(how).put(ready)
 
     def configure(self, **options: Unpack[RedisOptions]) -> None:
