@@ -120,7 +120,7 @@ def _problem(url: str, parts: SplitResult) -> str:
     if parts.fragment:
         return "contains a # (percent-encode special characters in a password)"
     options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
-    if not re.fullmatch(r"[0-9]*", options.get("db", ""), re.ASCII):
+    if not re.fullmatch(r"[0-9]{0,9}", options.get("db", ""), re.ASCII):
         return "db= must be a number"
     if parts.scheme.rstrip("s") in _PORTS:
         return _problem_of_several(parts, options)
@@ -132,7 +132,7 @@ def _problem(url: str, parts: SplitResult) -> str:
         return ""
     if parts.port == 0:
         return "the port must be from 1 to 65535"
-    if not re.fullmatch(r"(/[0-9]*)?", parts.path, re.ASCII):
+    if not re.fullmatch(r"(/[0-9]{0,9})?", parts.path, re.ASCII):
         return "what follows the host must be the number of a database, like /0"
     return ""
 

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from backstage.address import check_url, several, shown, shown_parts, tagged
 from backstage.cron import CronTask
-from backstage.durations import Duration, to_ms
-from backstage.errors import ConfigError
+from backstage.durations import LONGEST, Duration, to_ms
+from backstage.errors import ConfigError, quoted
 from backstage.job import AnyBackoff, Backoff, to_attempts, to_backoff
 from backstage.keys import check_prefix
 from backstage.logs import LoggerConfig
@@ -88,11 +88,11 @@ def _setting(default: T, check: Callable[[Any, str], T], env: str | None = None)
     return setting
 
 
-def _whole(low: int, high: int | None = None) -> Callable[[Any, str], int]:
+def _whole(low: int, high: int = LONGEST) -> Callable[[Any, str], int]:
     def check(value: Any, name: str) -> int:
-        if type(value) is not int or value < low or (high is not None and value > high):
-            bounds = f"{low} or more" if high is None else f"from {low} to {high}"
-            raise ConfigError(f"{name}={value!r}: must be a whole number, {bounds}")
+        if type(value) is not int or not low <= value <= high:
+            bounds = f"{low} or more" if high == LONGEST else f"from {low} to {high}"
+            raise ConfigError(f"{name}={quoted(value)}: must be a whole number, {bounds}")
         return value
 
     return check
@@ -138,18 +138,18 @@ def _worker_id(value: Any, name: str) -> str | None:
 
 def _flag(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r}: must be True or False")
+        raise ConfigError(f"{name}={quoted(value)}: must be True or False")
     return value
 
 
 def _listed(value: Any, name: str, of: str, fits: Callable[[Any], bool]) -> tuple[Any, ...]:
     if fits(value) or isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        hint = f", like [{value!r}]" if fits(value) else ""
-        raise ConfigError(f"{name}={value!r}: must be a list of {of}{hint}")
+        hint = f", like [{quoted(value)}]" if fits(value) else ""
+        raise ConfigError(f"{name}={quoted(value)}: must be a list of {of}{hint}")
     items = tuple(value)
     for item in items:
         if not fits(item):
-            raise ConfigError(f"{name}: {item!r} is wrong there, it must hold {of}")
+            raise ConfigError(f"{name}: {quoted(item)} is wrong there, it must hold {of}")
     return items
 
 
@@ -176,7 +176,7 @@ def _schedules(value: Any, name: str) -> tuple[CronTask, ...]:
 
 def _serializer(value: Any, name: str) -> Serializer:
     if not all(callable(getattr(value, method, None)) for method in ("encode", "decoder")):
-        raise ConfigError(f"{name}={value!r}: must have the methods of backstage.Serializer, encode and decoder")
+        raise ConfigError(f"{name}={quoted(value)}: must have the methods of backstage.Serializer, encode and decoder")
     serializer: Serializer = value
     return serializer
 
@@ -291,7 +291,7 @@ class RedisConfig:
             if name not in settings:
                 like = difflib.get_close_matches(name, settings, n=1)
                 hint = f"did you mean {like[0]!r}?" if like else f"known are {', '.join(settings)}"
-                raise _UnknownOption(f"unknown option {name!r}: {hint}")
+                raise _UnknownOption(f"unknown option {quoted(name)}: {hint}")
         return settings
 
 

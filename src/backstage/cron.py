@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -10,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from backstage.errors import ConfigError, InvalidCronSchedule
+from backstage.errors import ConfigError, InvalidCronSchedule, quoted
 from backstage.job import Named
 from backstage.queue import Queue, check_name, queue_name
 
@@ -81,9 +82,9 @@ class CronTask:
         elif isinstance(getattr(task, "name", None), str):
             task_name, own_queue = task.name, task.queue
         else:
-            raise ConfigError(f"task={task!r}: must be a task's name or a Task (what `@worker.on(name)` returns)")
+            raise ConfigError(f"task={quoted(task)}: must be a task's name or a Task (what `@worker.on(name)` returns)")
         if catch_up not in ("skip", "last", "all"):
-            raise ConfigError(f"catch_up={catch_up!r}: must be 'skip', 'last' or 'all'")
+            raise ConfigError(f"catch_up={quoted(catch_up)}: must be 'skip', 'last' or 'all'")
         values: dict[str, Any] = {
             "schedule": schedule,
             "task": task_name,
@@ -111,6 +112,11 @@ class CronTask:
             yield run
 
     def _runs(self, after: datetime, what: str) -> Iterator[datetime]:
+        with contextlib.suppress(OverflowError):  # the calendar ends with the year 9999
+            yield from self._found(after, what)
+        raise ConfigError(f"schedule {self.schedule!r}: no run in the 50 years after {after}")
+
+    def _found(self, after: datetime, what: str) -> Iterator[datetime]:
         last = _utc(after, what)
         sim = CronSim(self.expression, last.astimezone(self.zone))
         while (run := next(sim, None)) is not None:
@@ -122,12 +128,11 @@ class CronTask:
             elif instant > last:  # in the second half of an overlap cronsim can name a time of the first, which is over
                 last = instant
                 yield here
-        raise ConfigError(f"schedule {self.schedule!r}: no run in the 50 years after {after}")
 
 
 def _utc(instant: datetime, what: str) -> datetime:
     if not isinstance(instant, datetime) or instant.tzinfo is None:
-        raise ConfigError(f"{what}={instant!r}: must be a datetime with a time zone, like datetime.now(UTC)")
+        raise ConfigError(f"{what}={quoted(instant)}: must be a datetime with a time zone, like datetime.now(UTC)")
     return instant.astimezone(UTC)
 
 
@@ -138,31 +143,31 @@ def _zone(name: str) -> tzinfo:
         return ZoneInfo(name)
     except (KeyError, ValueError, TypeError, AttributeError, OSError):
         raise InvalidCronSchedule(
-            f"time zone {name!r} is not known here: give an IANA name like 'Europe/Berlin'; where the system has no "
-            "time zone database, install the package tzdata"
+            f"time zone {quoted(name)} is not known here: give an IANA name like 'Europe/Berlin'; where the system has "
+            "no time zone database, install the package tzdata"
         ) from None
 
 
 def _expression(schedule: str) -> str:
     """The five fields, checked."""
     if not isinstance(schedule, str) or len(schedule) > 1000:
-        raise InvalidCronSchedule(f"schedule {repr(schedule)[:80]}: must be a cron expression, like '30 4 * * MON'")
-    text = schedule.strip()
+        raise InvalidCronSchedule(f"schedule {quoted(schedule)}: must be a cron expression, like '30 4 * * MON'")
+    text, shown = schedule.strip(), quoted(schedule)
     if text.startswith("@"):
         if text.lower() not in _SHORTCUTS:
-            raise InvalidCronSchedule(f"schedule {schedule!r}: of these names only {', '.join(_SHORTCUTS)} are known")
+            raise InvalidCronSchedule(f"schedule {shown}: of these names only {', '.join(_SHORTCUTS)} are known")
         return _SHORTCUTS[text.lower()]
     parts = text.split()
     if len(parts) != len(_FIELDS):
         names = ", ".join(name for name, _, _ in _FIELDS)
         hint = " (seconds are not supported)" if len(parts) == 6 else ""
-        raise InvalidCronSchedule(f"schedule {schedule!r}: has {len(parts)} fields, must have five: {names}{hint}")
+        raise InvalidCronSchedule(f"schedule {shown}: has {len(parts)} fields, must have five: {names}{hint}")
     for place, part in enumerate(parts):
         _check_field(schedule, place, part)
     try:
         next(CronSim(text, _START))
     except (CronSimError, StopIteration):
-        raise InvalidCronSchedule(f"schedule {schedule!r}: never matches, no such month has that day") from None
+        raise InvalidCronSchedule(f"schedule {shown}: never matches, no such month has that day") from None
     return text
 
 
@@ -181,6 +186,6 @@ def _check_field(schedule: str, place: int, part: str) -> None:
         wrong = wrong or " "
     if wrong:
         raise InvalidCronSchedule(
-            f"schedule {schedule!r}: {name} {part!r} can't be read: allowed are {allowed}, *, lists like 1,3, "
-            f"ranges like 1-5 and steps like */2{wrong.rstrip()}"
+            f"schedule {quoted(schedule)}: {name} {quoted(part)} can't be read: allowed are {allowed}, *, lists like "
+            f"1,3, ranges like 1-5 and steps like */2{wrong.rstrip()}"
         )

@@ -14,7 +14,7 @@ import redis.asyncio
 import redis.exceptions
 
 from backstage import blobs
-from backstage.errors import BackstageError, ConfigError, RedisUnavailable
+from backstage.errors import BackstageError, ConfigError, RedisUnavailable, quoted
 from backstage.job import Durability
 from backstage.keys import Keys
 from backstage.lane import Argument, Lane, dialer, translate
@@ -123,4 +123,4 @@ def check_durability(value: object) -> Durability:
             return "fsync"
         case "replica":
             return "replica"
-    raise ConfigError(f"durability={value!r}: must be 'memory', 'fsync' or 'replica'")
+    raise ConfigError(f"durability={quoted(value)}: must be 'memory', 'fsync' or 'replica'")

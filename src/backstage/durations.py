@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
-from backstage.errors import ConfigError
+from backstage.errors import ConfigError, quoted
 
 Duration: TypeAlias = int | timedelta
 
@@ -25,17 +25,18 @@ def to_ms(value: Duration, name: str, *, minimum: int = 0) -> int:
     if type(value) is int:
         ms = value
     elif isinstance(value, timedelta):
-        ms = -((-value) // timedelta(milliseconds=1))
+        whole, rest = divmod(value, timedelta(milliseconds=1))
+        ms = whole + bool(rest)
     elif isinstance(value, float):
         raise _WrongType(
             f"{name}={value!r}: a duration is a timedelta or an int of milliseconds, never a float; "
             f"for {value!r} seconds write timedelta(seconds={value!r})"
         )
     else:
-        raise _WrongType(f"{name}={value!r}: a duration is a timedelta or an int of milliseconds")
+        raise _WrongType(f"{name}={quoted(value)}: a duration is a timedelta or an int of milliseconds")
     if not minimum <= ms <= LONGEST:
         bound = f"at least {minimum} ms" if ms < minimum else f"at most {LONGEST} ms"
-        raise ConfigError(f"{name}={value!r}: must be {bound}")
+        raise ConfigError(f"{name}={quoted(value)}: must be {bound}")
     return ms
 
 

@@ -24,6 +24,15 @@ from __future__ import annotations
 import asyncio
 
 
+def quoted(value: object, most: int = 80) -> str:
+    """A value in an error: its repr, of bounded length. Its type, where it has none, as an int of 5,000 digits."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<{type(value).__name__} that can't be shown>"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class BackstageError(Exception):
     """The root: `except BackstageError` catches all that Backstage raises."""
 

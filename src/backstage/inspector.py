@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias
 
 import redis.asyncio
 
-from backstage.errors import ConfigError, RedisRefused
+from backstage.errors import ConfigError, RedisRefused, quoted
 from backstage.keys import Keys
 from backstage.lane import Lane, dialer
 from backstage.queue import DEFAULT_QUEUES, RESERVED, Queue
@@ -147,7 +147,7 @@ class Inspector:
     ) -> list[DeadJob]:
         """At most `limit` entries of a queue's dead letter, oldest first; `after` an entry id: the next page."""
         if type(limit) is not int or limit < 1:
-            raise ConfigError(f"limit={limit!r}: must be a whole number, 1 or more")
+            raise ConfigError(f"limit={quoted(limit)}: must be a whole number, 1 or more")
         name, found = _name(queue), list[DeadJob]()
         mark = None if after is None else _entry_id(after)
         async with self._lane() as lane:
@@ -283,14 +283,14 @@ def _batches(entry_ids: Iterable[str] | None) -> list[list[str]]:
     if entry_ids is None:
         return [[]]
     if isinstance(entry_ids, (str, bytes)):
-        raise ConfigError(f"entry_ids={entry_ids!r}: must be a list of entry ids, like [{entry_ids!r}]")
+        raise ConfigError(f"entry_ids={quoted(entry_ids)}: must be a list of entry ids, like [{quoted(entry_ids)}]")
     ids = [_entry_id(id) for id in entry_ids]
     return [ids[at : at + PAGE] for at in range(0, len(ids), PAGE)]
 
 
 def _entry_id(value: str) -> str:
     if not isinstance(value, str) or not _ENTRY_ID.fullmatch(value):
-        raise ConfigError(f"entry id {value!r}: must look like 1700000000000-0, as `dead` tells it")
+        raise ConfigError(f"entry id {quoted(value)}: must look like 1700000000000-0, as `dead` tells it")
     return value
 
 
@@ -299,7 +299,7 @@ def _name(queue: Queue | str) -> str:
     if isinstance(queue, Queue):
         return queue.name
     if not isinstance(queue, str) or not queue:
-        raise ConfigError(f"queue={queue!r}: must be a queue's name or a Queue")
+        raise ConfigError(f"queue={quoted(queue)}: must be a queue's name or a Queue")
     return queue
 
 

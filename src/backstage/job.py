@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, Required, TypeAlias, TypedDict, Unpac
 
 import msgspec
 
-from backstage.durations import Duration, to_ms
-from backstage.errors import ConfigError
+from backstage.durations import LONGEST, Duration, to_ms
+from backstage.errors import ConfigError, quoted
 from backstage.queue import Priority, Queue, check_name, queue_name
 
 
@@ -51,7 +51,7 @@ class Dedupe:
         except (AttributeError, UnicodeEncodeError):  # no text, or half of a character
             size = 0
         if not 1 <= size <= 512:
-            raise ConfigError(f"dedupe key {str(self.key)[:80]!r}: must be text of 1 to 512 bytes of UTF-8")
+            raise ConfigError(f"dedupe key {quoted(self.key)}: must be text of 1 to 512 bytes of UTF-8")
         object.__setattr__(self, "ttl", to_ms(self.ttl, "dedupe ttl", minimum=1))
 
     @property
@@ -74,12 +74,12 @@ class Backoff:
 
     def __post_init__(self) -> None:
         if self.type not in ("fixed", "exponential"):
-            raise ConfigError(f"backoff type {self.type!r}: must be 'fixed' or 'exponential'")
+            raise ConfigError(f"backoff type {quoted(self.type)}: must be 'fixed' or 'exponential'")
         object.__setattr__(self, "delay", to_ms(self.delay, "backoff delay"))
         if self.max_delay is not None:
             object.__setattr__(self, "max_delay", to_ms(self.max_delay, "backoff max_delay"))
         if not isinstance(self.jitter, (int, float)) or not 0 <= self.jitter <= 1:
-            raise ConfigError(f"backoff jitter={self.jitter!r}: must be a number from 0 to 1")
+            raise ConfigError(f"backoff jitter={quoted(self.jitter)}: must be a number from 0 to 1")
 
     @property
     def delay_ms(self) -> int:
@@ -138,7 +138,7 @@ def to_dedupe(value: AnyDedupe) -> Dedupe:
             return Dedupe(value)
         case Mapping():
             return Dedupe(**{"key": "", **_known(value, "dedupe", {"key": "key", "ttl": "ttl"})})
-    raise ConfigError(f"dedupe={value!r}: must be a Dedupe, a mapping with `key` and `ttl`, or a key")
+    raise ConfigError(f"dedupe={quoted(value)}: must be a Dedupe, a mapping with `key` and `ttl`, or a key")
 
 
 def to_backoff(value: AnyBackoff) -> Backoff:
@@ -147,21 +147,15 @@ def to_backoff(value: AnyBackoff) -> Backoff:
         case Backoff():
             return value
         case Mapping():
-            names = {
-                "type": "type",
-                "delay": "delay",
-                "maxDelay": "max_delay",
-                "max_delay": "max_delay",
-                "jitter": "jitter",
-            }
+            names = {name: name for name in ("type", "delay", "max_delay", "jitter")} | {"maxDelay": "max_delay"}
             return Backoff(**_known(value, "backoff", names))
-    raise ConfigError(f"backoff={value!r}: must be a Backoff or a mapping with `type`, `delay`, `maxDelay`")
+    raise ConfigError(f"backoff={quoted(value)}: must be a Backoff or a mapping with `type`, `delay`, `maxDelay`")
 
 
 def to_attempts(value: int, name: str = "attempts") -> int:
     """Total runs of a job: a whole number, 1 or more."""
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{name}={value!r}: must be a whole number, 1 or more (all runs, the first one included)")
+    if type(value) is not int or not 1 <= value <= LONGEST:
+        raise ConfigError(f"{name}={quoted(value)}: must be a whole number, 1 or more (all runs, also the first one)")
     return value
 
 
@@ -174,8 +168,9 @@ def to_queue(queue: str | Queue | None, priority: str | None) -> str | None:
     try:
         return Priority(priority).value
     except ValueError:
+        shown = quoted(priority)
         raise ConfigError(
-            f"priority={priority!r}: must be 'urgent', 'default' or 'low'; for another queue give queue={priority!r}"
+            f"priority={shown}: must be 'urgent', 'default' or 'low'; for another queue give queue={shown}"
         ) from None
 
 
@@ -183,7 +178,7 @@ def _known(given: Mapping[str, Any], what: str, names: Mapping[str, str]) -> dic
     """The mapping under the names that the dataclass has; `None` means not given."""
     unknown = [key for key in given if key not in names]
     if unknown:
-        raise ConfigError(f"{what}: unknown key {unknown[0]!r}; known are {', '.join(names)}")
+        raise ConfigError(f"{what}: unknown key {quoted(unknown[0])}; known are {', '.join(names)}")
     return {names[key]: value for key, value in given.items() if value is not None}
 
 
@@ -223,7 +218,8 @@ class Request:
         elif isinstance(getattr(task, "name", None), str):
             self._task, self.route = task.name, task.queue
         else:
-            raise ConfigError(f"task={task!r}: must be a task's name or a Task (what `@worker.on(name)` returns)")
+            shown = type(task).__name__  # itself could be a payload
+            raise ConfigError(f"task: must be a task's name or a Task (what `@worker.on` returns), not of type {shown}")
         self._payload = payload
         self._queue: str | None = None
         self._options: Options | None = None

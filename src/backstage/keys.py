@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from backstage.errors import ConfigError
+from backstage.errors import ConfigError, quoted
 
 
 def check_prefix(prefix: str, name: str = "prefix") -> str:
     """The prefix itself, or ConfigError, which calls it by `name`: an option or a variable of the environment."""
     if not isinstance(prefix, str) or not 1 <= len(prefix) <= 256 or not prefix.isprintable():
-        raise ConfigError(f"{name}={prefix!r}: must be 1 to 256 printable characters")
+        raise ConfigError(f"{name}={quoted(prefix)}: must be 1 to 256 printable characters")
     return prefix
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from backstage.errors import ConfigError
+from backstage.errors import ConfigError, quoted
 
 JOB_FIELDS = ("id", "task", "queue", "attempt")
 """What every line about a job carries."""
@@ -38,15 +38,15 @@ class LoggerConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.level, str) or self.level.upper() not in _LEVELS:
-            raise ConfigError(f"logger level={self.level!r}: must be one of {', '.join(_LEVELS)}")
+            raise ConfigError(f"logger level={quoted(self.level)}: must be one of {', '.join(_LEVELS)}")
         object.__setattr__(self, "level", self.level.upper())
         for name in ("json", "silent"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"logger {name}={getattr(self, name)!r}: must be True or False")
+                raise ConfigError(f"logger {name}={quoted(getattr(self, name))}: must be True or False")
         if self.file is not None and (not isinstance(self.file, (str, os.PathLike)) or not str(self.file)):
-            raise ConfigError(f"logger file={self.file!r}: must be a path")
+            raise ConfigError(f"logger file={quoted(self.file)}: must be a path")
         if self.handler is not None and not isinstance(self.handler, logging.Handler):
-            raise ConfigError(f"logger handler={self.handler!r}: must be a logging.Handler")
+            raise ConfigError(f"logger handler={quoted(self.handler)}: must be a logging.Handler")
         if self.file is not None and self.handler is not None:
             raise ConfigError("logger: give either file or handler, not both")
 

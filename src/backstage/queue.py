@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from backstage.durations import Duration, to_ms
-from backstage.errors import ConfigError, InvalidName
+from backstage.durations import LONGEST, Duration, to_ms
+from backstage.errors import ConfigError, InvalidName, quoted
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 
@@ -26,9 +26,9 @@ RESERVED = frozenset(
 def check_name(name: str, what: str) -> str:
     """The name itself, or InvalidName: `what` (queue, task, group, …) says in the message whose name it is."""
     if not isinstance(name, str) or not _fits(name):
-        shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:77] + "…"
         raise InvalidName(
-            f"{what} name {shown}: must be 1 to 128 of the characters A-Z a-z 0-9 _ . -, the first a letter or digit"
+            f"{what} name {quoted(name)}: must be 1 to 128 of the characters A-Z a-z 0-9 _ . -, the first a letter or "
+            "digit"
         )
     return name
 
@@ -81,10 +81,12 @@ class Queue:
     ) -> None:
         if check_name(name, "queue") in RESERVED:
             raise InvalidName(f"queue name {name!r}: Backstage keeps a key of its own under that name")
-        if priority is not None and type(priority) is not int:
-            raise ConfigError(f"queue {name!r}: priority={priority!r} must be a whole number, the lowest served first")
-        if max_retries is not None and (type(max_retries) is not int or max_retries < 0):
-            raise ConfigError(f"queue {name!r}: max_retries={max_retries!r} must be a whole number, 0 or more")
+        if priority is not None and (type(priority) is not int or abs(priority) > LONGEST):
+            raise ConfigError(
+                f"queue {name!r}: priority={quoted(priority)} must be a whole number, the lowest served first"
+            )
+        if max_retries is not None and (type(max_retries) is not int or not 0 <= max_retries < LONGEST):
+            raise ConfigError(f"queue {name!r}: max_retries={quoted(max_retries)} must be a whole number, 0 or more")
         soft, hard = limits(f"queue {name!r}", soft_timeout, hard_timeout)
         values: dict[str, Any] = {
             "name": name, "priority": priority, "soft_timeout": soft, "hard_timeout": hard, "max_retries": max_retries,

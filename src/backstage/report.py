@@ -119,7 +119,8 @@ def dead_job(queue: str, entry_id: str, flat: list[bytes]) -> DeadJob:
         digits = text(name)
         return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 16 else None
 
-    entry = Delivery(queue, fields.get(b"originalId", entry_id.encode()), flat, number(b"deliveryCount") or 1)
+    original = text(b"originalId") or entry_id
+    entry = Delivery(queue, original.encode(), flat, number(b"deliveryCount") or 1)
     try:
         job = wire.decode(entry)
         id, task, attempt = job.id, job.task, job.attempt + 1

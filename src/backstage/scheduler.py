@@ -20,7 +20,7 @@ import redis.exceptions
 from backstage.client import Client
 from backstage.config import RedisConfig, RedisOptions
 from backstage.cron import CronTask
-from backstage.errors import BackstageError, ConfigError, RedisRefused, RedisUnavailable
+from backstage.errors import BackstageError, ConfigError, RedisRefused, RedisUnavailable, quoted
 from backstage.job import Job
 from backstage.keys import Keys
 from backstage.lane import Lane, dialer, translate
@@ -272,7 +272,7 @@ class Scheduler(Service):
 
 def _checked(schedules: Sequence[CronTask]) -> list[CronTask]:
     if isinstance(schedules, (str, CronTask)) or not all(isinstance(each, CronTask) for each in schedules):
-        raise ConfigError(f"schedules={schedules!r}: must be a list of CronTask")
+        raise ConfigError(f"schedules={quoted(schedules)}: must be a list of CronTask")
     names: set[str] = set()
     for task in schedules:
         if task.name in names:

@@ -26,8 +26,8 @@ from typing import (
 )
 from weakref import WeakSet
 
-from backstage.durations import Duration
-from backstage.errors import ConfigError, DuplicateTask, TaskError, TaskNotBound
+from backstage.durations import LONGEST, Duration
+from backstage.errors import ConfigError, DuplicateTask, TaskError, TaskNotBound, quoted
 from backstage.handler import Handler, read_handler
 from backstage.job import (
     AnyBackoff,
@@ -288,7 +288,7 @@ class TaskRegistry(Registers):
         """What an included registry gets later is seen here too. Including one twice, or in a circle, is harmless."""
         for registry in registries:
             if not isinstance(registry, TaskRegistry):
-                raise TaskError(f"include({registry!r}): must be a TaskRegistry")
+                raise TaskError(f"include({quoted(registry)}): must be a TaskRegistry")
             self._add(registry)
             if registry not in self._included:
                 self._included.append(registry)
@@ -375,8 +375,8 @@ def read_options(whose: str, options: TaskOptions) -> Settings:
     if soft is not None and timeout is not None:
         raise TaskError(f"{whose}: soft_timeout and timeout are two names of one limit: give one of them")
     if retries is not None:
-        if type(retries) is not int or retries < 0:
-            raise ConfigError(f"{whose}: max_retries={retries!r} must be a whole number, 0 or more")
+        if type(retries) is not int or not 0 <= retries < LONGEST:
+            raise ConfigError(f"{whose}: max_retries={quoted(retries)} must be a whole number, 0 or more")
         attempts = retries + 1
     backoff, queue = options.get("backoff"), options.get("queue")
     soft_ms, hard_ms = limits(whose, timeout if soft is None else soft, options.get("hard_timeout"))
