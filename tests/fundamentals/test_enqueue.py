@@ -171,7 +171,7 @@ async def test_concurrent_calls_travel_together(client: Client, redis: Redis, pr
     [
         ({"task": ""}, InvalidName, "task name ''"),
         ({"task": "a b"}, InvalidName, "task name 'a b'"),
-        ({"task": 7}, ConfigError, "must be a task's name or a Task"),
+        ({"task": 7}, ConfigError, "or a Task"),
         ({"queue": "no spaces"}, InvalidName, "queue name 'no spaces'"),
         ({"queue": "scheduled"}, InvalidName, "keeps a key of its own"),
         ({"priority": "high"}, ConfigError, "'urgent', 'default' or 'low'"),
