@@ -37,7 +37,7 @@ from backstage.errors import (
 from backstage.handler import Handler, read_handler
 from backstage.job import Named
 from backstage.keys import Keys
-from backstage.lane import Lane, dialer, translate
+from backstage.lane import Lane, dialer, run_script, translate
 from backstage.queue import check_name
 from backstage.scripts import load, pack
 from backstage.service import Attachment, Life, Service, inside
@@ -171,7 +171,7 @@ class Broadcast(Service):
             try:
                 async with asyncio.timeout_at(deadline):
                     client = await self._open()
-                    id = await _run(client, load("send"), keys, blob)
+                    id = await run_script(client, load("send"), keys, blob)
                     return id.decode() if isinstance(id, bytes) else str(id)
             except (RedisError, OSError) as exc:
                 error = exc if isinstance(exc, RedisUnavailable) else translate(exc)
@@ -361,15 +361,6 @@ class Broadcast(Service):
             yield lane
         finally:
             await lane.close()
-
-
-async def _run(client: Redis, script: Script, keys: Sequence[str], blob: bytes) -> Any:
-    """What the script answers; loads it where the server doesn't have it, so that nobody needs the right to EVAL."""
-    try:
-        return await client.evalsha(script.sha, len(keys), *keys, blob)
-    except NoScriptError:
-        await client.script_load(script.text)
-        return await client.evalsha(script.sha, len(keys), *keys, blob)
 
 
 def _client(source: object) -> Client:

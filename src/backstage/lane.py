@@ -36,7 +36,7 @@ AWAY = frozenset(
 )
 """First words of errors that pass by themselves: the same as Redis being away."""
 
-ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "UNBLOCKED", "MOVED", "ASK", "CLUSTERDOWN"})
+ELSEWHERE = frozenset({"READONLY", "NOREPLICAS", "MASTERDOWN", "UNBLOCKED", "MOVED", "ASK", "CLUSTERDOWN"})
 """Those of a server that is not, or no longer, the right one: the next call looks for it anew."""
 
 _ADDRESS = frozenset(
@@ -110,6 +110,15 @@ def sync_dialer(client: redis.asyncio.Redis, *, timeout: float) -> Callable[[], 
         )  # fmt: skip
 
     return dial
+
+
+async def run_script(client: redis.asyncio.Redis, script: Script, keys: Sequence[str], blob: bytes) -> Any:
+    """By a client's pool what `Lane.script` does: it needs no right to EVAL. Raises the driver's errors."""
+    try:
+        return await client.evalsha(script.sha, len(keys), *keys, blob)
+    except redis.exceptions.NoScriptError:
+        await client.script_load(script.text)
+        return await client.evalsha(script.sha, len(keys), *keys, blob)
 
 
 def _address(client: redis.asyncio.Redis) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import redis.asyncio
 import redis.backoff
@@ -20,10 +20,7 @@ from redis.crc import key_slot
 
 from backstage.address import Node
 
-Trouble: TypeAlias = redis.exceptions.RedisError | OSError
-
-WRONG = (redis.exceptions.ReadOnlyError, redis.exceptions.MovedError, redis.exceptions.ClusterDownError)
-"""What a server says that was the right one once."""
+_WRONG = (redis.exceptions.ReadOnlyError, redis.exceptions.MovedError, redis.exceptions.ClusterDownError)
 
 
 class Answer(NamedTuple):
@@ -168,9 +165,10 @@ class NodeConnection(redis.asyncio.Connection):
     async def read_response(self, *args: Any, **options: Any) -> Any:
         try:
             return await super().read_response(*args, **options)
-        except WRONG:
-            self._finder.doubt()
-            await self.disconnect(nowait=True)
+        except redis.exceptions.ResponseError as exc:
+            if isinstance(exc, _WRONG) or str(exc).startswith("NOREPLICAS"):
+                self._finder.doubt()
+                await self.disconnect(nowait=True)
             raise
 
 
