@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Self
 
@@ -25,8 +25,8 @@ class Sentinel(Server):
     DOWN = 500
     """Ms without an answer after which the master counts as dead."""
 
-    def __init__(self, master: Server) -> None:
-        super().__init__()
+    def __init__(self, master: Server, *options: str) -> None:
+        super().__init__(*options)
         self._master = master
 
     def _command(self, options: list[str]) -> list[str]:
@@ -52,11 +52,13 @@ class Replicated:
         self.url = f"sentinel://127.0.0.1:{free_port()},127.0.0.1:{self.sentinel.port}/jobs"
 
     def __enter__(self) -> Self:
-        for server in (self.master, self.replica, self.sentinel):
-            server.start()
-        with self.master.client() as master, self.sentinel.client() as sentinel:
+        self.master.start()
+        self.replica.start()
+        with self.master.client() as master:
             wait_until_sync(lambda: _replicated(master), 10.0, "the replica is in step")
-            wait_until_sync(lambda: sentinel.sentinel_slaves("jobs"), 10.0, "the Sentinel knows the replica")
+        self.sentinel.start()  # not before: it would look at the replica again only after ten seconds
+        with self.sentinel.client() as sentinel:
+            wait_until_sync(lambda: _ready(sentinel), 10.0, "the Sentinel knows the replica")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -130,10 +132,16 @@ class Cluster:
                 source.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
             for client in (destination, source):
                 client.execute_command("CLUSTER", "SETSLOT", self.slot, "NODE", target_id)
+        self.others = [node for node in (*self.others, self.owner) if node is not target]
+        self.owner = target
 
 
 def _replicated(client: redis.Redis) -> bool:
     return bool(client.info("replication").get("slave0", {}).get("state") == "online")
+
+
+def _ready(sentinel: redis.Redis) -> bool:
+    return any(replica["master-link-status"] == "ok" for replica in sentinel.sentinel_slaves("jobs"))
 
 
 def _knows(client: redis.Redis, count: int) -> bool:
@@ -202,11 +210,3 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write(data)
         await writer.drain()
     writer.close()
-
-
-@contextlib.contextmanager
-def user(server: Server, name: str, password: str, *rules: str) -> Iterator[str]:
-    """A user with these rights on a server of the test's own; gives the URL."""
-    with server.client() as client:
-        client.execute_command("ACL", "SETUSER", name, "reset", "on", f">{password}", *rules)
-        yield f"redis://{name}:{password}@127.0.0.1:{server.port}"

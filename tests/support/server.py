@@ -130,7 +130,7 @@ class Server:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(self.socket)
                 connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith(b"+PONG")
+                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
 
