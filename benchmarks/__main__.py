@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -34,8 +35,9 @@ MEASURES = ("throughput", "handlers", "latency", "idle", *DETAILS)
 def main() -> None:
     options = _options()
     peers = [peer for peer in PEERS if options.peers or peer.name in options.systems]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: no server or worker is left running
     with Server(options.server or default_binary()) as server:
-        programs = Programs(server.url, options.python)
+        programs = Programs(server.url, options.python, patience=30.0 if options.smoke else 300.0)
         try:
             if options.smoke:
                 sys.exit(smoke(server, programs, options.systems or None, peers))

@@ -107,7 +107,7 @@ class Bench:
         self.enqueue(system.name, 1, "one")
         worker = self.programs.start(system.name, "work", str(jobs), "--handler", "latency")
         try:
-            worker.line("ready", 60)
+            worker.line("ready")
             time.sleep(min(1.0, self._seconds / 5))
             self.enqueue(system.name, jobs - 1, "paced", first=1)
             line = worker.result()
@@ -121,7 +121,7 @@ class Bench:
         self.enqueue(system.name, 1, "one")
         worker = self.programs.start(system.name, "work", "2")
         try:
-            worker.line("ready", 60)
+            worker.line("ready")
             time.sleep(self._seconds)
             self.enqueue(system.name, 1, "one", first=1)
             line = worker.result()
@@ -193,6 +193,8 @@ class Bench:
             self.enqueue("backstage", jobs, "bulk")
             started = [self.programs.start("backstage", "work", str(jobs), "--shared") for _ in range(workers)]
             try:
+                for each in started:
+                    each.line("started")
                 self._until(lambda: self.server.redis.xlen("backstage:default") == 0, "the workers share the jobs")
                 for each in started:
                     each.terminate()
@@ -203,7 +205,8 @@ class Bench:
             total, distinct = sum(line["jobs"] for line in lines), sum(line["distinct"] for line in lines)
             if not total == distinct == jobs:
                 raise Failed(f"{workers} workers handled {total} jobs, {distinct} different ones, of {jobs}")
-            found[f"workers_{workers}"] = _together([line["marks"] for line in lines if line["marks"]])
+            if together := _together([line["marks"] for line in lines]):
+                found[f"workers_{workers}"] = together
         return found
 
     def flood(self) -> Figures:
@@ -216,8 +219,8 @@ class Bench:
             out = Path(folder) / "starts"
             worker = self.programs.start("shape", "flood", str(lower + 1), str(urgent + 1), str(out))
             try:
-                worker.line("ready", 60)
-                call = self.programs.start("shape", "urge", str(urgent)).result("began")
+                worker.line("ready")
+                call = self.programs.run("shape", "urge", str(urgent))
                 worker.result()
             finally:
                 worker.kill()
@@ -238,7 +241,7 @@ class Bench:
         self.enqueue("backstage", short + 5_000, "bulk")
         worker = self.programs.start("shape", "hoard", str(short))
         try:
-            worker.line("long", 60)
+            worker.line("long")
             time.sleep(0.3)
             pending = self.server.redis.xpending("backstage:default", "backstage-workers")
             worker.terminate()
@@ -261,7 +264,9 @@ class Bench:
 
 
 def _together(marks: list[list[int]]) -> float:
-    """Jobs per second while all of them worked, from the times at which each had done another 100."""
+    """Jobs per second while all of them worked, by the times of every 100th job of each; 0 if they never did."""
+    if not all(marks):
+        return 0.0
     begin, end = max(each[0] for each in marks), min(each[-1] for each in marks)
     done = sum(100 * sum(begin < mark <= end for mark in each) for each in marks)
     return done / ((end - begin) / 1e9) if end > begin else 0.0

@@ -20,7 +20,6 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 OURS = ("backstage", "bare", "shape")
-PATIENCE = 300.0
 
 Line = dict[str, Any]
 
@@ -32,7 +31,8 @@ class Failed(Exception):
 class Program:
     """One running program, which prints lines of JSON."""
 
-    def __init__(self, words: Sequence[str], env: dict[str, str]) -> None:
+    def __init__(self, words: Sequence[str], env: dict[str, str], patience: float) -> None:
+        self._patience = patience
         self._name = " ".join([Path(words[0]).name if len(words) < 2 else Path(words[1]).stem, *words[2:]])
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the program
         self._process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=self._errors, env=env, text=True)
@@ -45,15 +45,15 @@ class Program:
             self._lines.put(line)
         self._lines.put(None)
 
-    def line(self, key: str, patience: float = PATIENCE) -> Line:
+    def line(self, key: str) -> Line:
         """The next line of JSON that has this key. Raises Failed where the program ends, or nothing comes."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + self._patience
         while True:
             try:
                 text = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 self.kill()
-                raise self._failed(f"said nothing of {key!r} for {patience:g} s") from None
+                raise self._failed(f"said nothing of {key!r} for {self._patience:g} s") from None
             if text is None:
                 raise self._failed(f"ended with status {self._process.wait()} and said nothing of {key!r}")
             if text.startswith("{"):
@@ -89,8 +89,9 @@ class Program:
 class Programs:
     """Where each system's interpreter is; makes what is missing."""
 
-    def __init__(self, url: str, python: str | None) -> None:
-        self._python = python
+    def __init__(self, url: str, python: str | None, *, patience: float = 300.0) -> None:
+        """`patience`: seconds after which a program that says nothing counts as hanging."""
+        self._python, self._patience = python, patience
         self._version = _version(python or sys.executable)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("REDIS_", "BACKSTAGE_"))}
         self._env = {**kept, "BENCH_URL": url, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -106,16 +107,16 @@ class Programs:
         ours = {"PYTHONPATH": str(ROOT / "src")} if system in OURS else {}
         script = str(HERE / "systems" / f"{system}_.py")
         base = {name: value for name, value in self._env.items() if name != "PYTHONPATH"}
-        return Program([self.interpreter(system), script, *words], {**base, **ours, **env})
+        return Program([self.interpreter(system), script, *words], {**base, **ours, **env}, self._patience)
 
     def run(self, system: str, *words: str, **env: str) -> Line:
-        return self.start(system, *words, **env).result()
+        return _result(self.start(system, *words, **env))
 
     def ceiling(self, *words: str) -> Line:
         """The C driver."""
         if self._ceiling is None:
             self._ceiling = _compiled()
-        return Program([self._ceiling, self._port, *words], self._env).result()
+        return _result(Program([self._ceiling, self._port, *words], self._env, self._patience))
 
     def interpreter(self, system: str) -> str:
         """Of a system's environment, which is made at first, or when its requirements have changed."""
@@ -140,7 +141,10 @@ class Programs:
         env = {**{k: v for k, v in self._env.items() if k not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}, **ours}
         code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
         words = [self.interpreter(system), "-c", code]
-        return min(float(subprocess.run(words, env=env, check=True, capture_output=True).stdout) for _ in range(5))
+        runs = [subprocess.run(words, env=env, check=False, capture_output=True, text=True) for _ in range(5)]
+        if failed := [run for run in runs if run.returncode != 0]:
+            raise Failed(f"{system}: import {module} fails:\n    {failed[0].stderr.strip()}")
+        return min(float(run.stdout) for run in runs)
 
     def _requirements(self, system: str) -> str:
         return (HERE / "requirements" / f"{system}.txt").read_text()
@@ -164,6 +168,13 @@ class Programs:
                 raise Failed(f"{name} can't be installed:\n    {error.stderr.strip()}") from error
             mark.write_text(digest)
         return str(python)
+
+
+def _result(program: Program) -> Line:
+    try:
+        return program.result()
+    finally:
+        program.kill()
 
 
 def _version(python: str) -> str:

@@ -3,9 +3,9 @@
     python systems/NAME_.py enqueue N --mode one|gather|bulk|paced [--pad BYTES] [--first K]
     python systems/NAME_.py work N [--handler noop|sleep1ms|cpu100us|latency] [--concurrency C]
 
-Each prints one line of JSON when it is done; `work` also prints `{"ready": …}` when it has handled its first job. The
-server is at BENCH_URL. Only the standard library is imported here, for each system lives in a virtual environment of
-its own.
+Each prints one line of JSON when it is done; `work` also prints `{"ready": …}` when it has handled its first job, and
+with `--shared`, for workers that share the jobs and end by SIGTERM, `{"started": true}` before. The server is at
+BENCH_URL. Only the standard library is imported here, for each system lives in a virtual environment of its own.
 
 A job's payload is `{"n": its number, "t": a time, "to": …, "text": …}`. A worker counts what it handles and marks each
 number, so that a job that is lost or handled twice is seen. Times are CLOCK_MONOTONIC, which all processes share.
@@ -269,4 +269,5 @@ def main(system: System) -> None:
     meter = Meter(options.jobs, options.handler, exact=options.shared)
     if options.shared:
         signal.signal(signal.SIGTERM, lambda *_: meter.exit())
+        say({"started": True})
     system.work(meter, options.concurrency)

@@ -53,7 +53,7 @@ async def urge(urgent: int) -> None:
         began = time.monotonic_ns()
         await client.enqueue("urgent", payload(0), priority="urgent")
         await client.enqueue_many([Job("urgent", payload(n), priority="urgent") for n in range(urgent)])
-        say({"began": began, "ended": time.monotonic_ns()})
+        say({"jobs": urgent, "began": began, "ended": time.monotonic_ns()})
 
 
 def hoard(short: int) -> None:
