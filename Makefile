@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format typing docs build clean
+.PHONY: help demo test soak check bench format typing docs chaos build clean
 
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -17,6 +17,9 @@ demo: $(VENV)/.demo ## A small shop's day on an embedded server: payments, retri
 
 test: $(VENV)/.dev ## All tests, on a real server (make test ARGS="-k priority" for some)
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: $(VENV)/.dev ## A mixed load for 30 minutes, after which nothing has grown (ARGS="--minutes 2 --chart soak.svg")
+	PYTHONPATH=tests $(BIN)/python -m soak $(ARGS)
 
 check: $(VENV)/.dev ## Format, lint, types, and the floors of the house
 	$(BIN)/ruff format --check .
@@ -33,6 +36,9 @@ bench: $(VENV)/.dev ## How fast it is here, against the server's own ceiling (AR
 
 docs: $(VENV)/.dev ## Run every code block of the README and docs/
 	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
+
+chaos: $(VENV)/.dev ## Kills and faults, and the proof that nothing was lost (make chaos ARGS="--seconds 600" for longer)
+	PYTHONPATH=tests $(BIN)/python -m chaos $(ARGS)
 
 build: $(VENV)/.dev ## The distribution, as it would be published
 	$(PIP) build

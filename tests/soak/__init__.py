@@ -1,0 +1,1 @@
+"""Soak: a mixed load for a long time, after which nothing has grown. `make soak`."""
