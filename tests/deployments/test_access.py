@@ -165,10 +165,10 @@ def test_no_more_than_that(access: Access, role: str, command: tuple[str, ...]) 
 
 
 async def test_a_right_that_is_missing(access: Access) -> None:
-    """The error names it, and the login's password is in no text."""
+    """The error says so, Redis 7.0 without naming it; the password is in no text."""
     grant(access, "producer", "-xadd")
     async with Client(url=access.url("producer")) as client:
-        with pytest.raises(RedisRefused, match="xadd") as caught:
+        with pytest.raises(RedisRefused, match=r"xadd|can.t run this command") as caught:
             await client.enqueue("t", 1)
     assert "canary" not in str(caught.value)
 

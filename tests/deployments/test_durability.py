@@ -98,6 +98,7 @@ async def test_a_replica_that_does_not_answer(prefix: str) -> None:
     """
     with Replicated() as pair, pair.master.client() as master:
         async with Client(url=pair.master.url, prefix=prefix, connect_timeout=1_500) as client:
+            pair.sentinel.close()  # it would act
             os.kill(pair.replica.pid, signal.SIGSTOP)
             try:
                 asking = asyncio.create_task(client.enqueue("t", 1, durability="replica"))
@@ -109,6 +110,7 @@ async def test_a_replica_that_does_not_answer(prefix: str) -> None:
                 await client.enqueue("t", 2)  # what asks for less is not held up
             finally:
                 os.kill(pair.replica.pid, signal.SIGCONT)
+        async with Client(url=pair.master.url, prefix=prefix) as client:
             await client.enqueue("t", 3, durability="replica")
 
 
