@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Protocol, TypeAlias
 
 import redis.asyncio
@@ -21,7 +21,7 @@ from backstage.errors import ConfigError, RedisRefused, quoted
 from backstage.keys import Keys
 from backstage.lane import Lane, dialer
 from backstage.queue import DEFAULT_QUEUES, RESERVED, Queue
-from backstage.report import DeadJob, QueueInfo, QueuesInfo, WorkerInfo, dead_job
+from backstage.report import DeadJob, QueueInfo, QueuesInfo, WorkerInfo, dead_job, instant
 from backstage.scripts import load, pack
 
 log = logging.getLogger("backstage")
@@ -135,11 +135,12 @@ class Inspector:
             hashes = await lane.many([("HGETALL", self._keys.worker(id)) for id in ids.values()])
         found = []
         for (consumer, id), reply in zip(ids.items(), hashes, strict=True):
-            if not reply or isinstance(reply, Exception):
+            seen = instant(beats[consumer])
+            if not reply or isinstance(reply, Exception) or seen is None:
                 continue
             facts = {_text(name): _text(value) for name, value in zip(reply[::2], reply[1::2], strict=True)}
             facts.pop("seen", None)
-            found.append(WorkerInfo(id, consumer, datetime.fromtimestamp(beats[consumer] / 1000, UTC), facts))
+            found.append(WorkerInfo(id, consumer, seen, facts))
         return sorted(found, key=lambda worker: worker.consumer)
 
     async def dead(
@@ -298,8 +299,8 @@ def _name(queue: Queue | str) -> str:
     """Names of other SDKs' queues are not held to our rule."""
     if isinstance(queue, Queue):
         return queue.name
-    if not isinstance(queue, str) or not queue:
-        raise ConfigError(f"queue={quoted(queue)}: must be a queue's name or a Queue")
+    if not isinstance(queue, str) or not queue or any("\ud800" <= char <= "\udfff" for char in queue):
+        raise ConfigError(f"queue={quoted(queue)}: must be a queue's name (text that UTF-8 can carry) or a Queue")
     return queue
 
 

@@ -127,15 +127,20 @@ def dead_job(queue: str, entry_id: str, flat: list[bytes]) -> DeadJob:
     except MalformedJob:
         id, task, attempt = text(b"jobId"), text(b"taskName"), 1
     died = number(b"deadLetteredAt") or int(entry_id.split("-")[0])
-    try:
-        dead_at = datetime.fromtimestamp(died / 1000, UTC)
-    except (OverflowError, ValueError, OSError):
-        dead_at = None
+    dead_at = instant(died)
     payload = text(b"payload") if b"payload" in fields else text(b"raw")
     return DeadJob(
         entry_id, id, task, queue, payload, text(b"reason"), text(b"error"), text(b"traceback"),
         entry.times, attempt, dead_at, fields,
     )  # fmt: skip
+
+
+def instant(ms: float) -> datetime | None:
+    """A server's time; None where it is none, for anybody may have written it."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def _text(value: bytes) -> str:

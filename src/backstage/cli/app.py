@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import click
 
+from backstage.cli.table import printable
+
 
 class Commands(click.Group):
     """A group whose commands live in modules of their own (name → `module:attribute`)."""
@@ -52,7 +54,7 @@ class Commands(click.Group):
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    click.echo(f"Error: {printable(' '.join(message.split()))}", err=True)
     sys.exit(status)
 
 

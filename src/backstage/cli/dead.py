@@ -81,7 +81,7 @@ def retry(session: Session, queue: str, entries: tuple[str, ...]) -> None:
       backstage dead retry emails 1795491213548-0 1795491213551-2
     """
     n = asyncio.run(_retry(session, queue, entries))
-    click.echo(f"{_jobs(n)} of {queue} put back")
+    click.echo(f"{_jobs(n)} of {printable(queue)} put back")
     _all_found(queue, n, entries)
 
 
@@ -103,7 +103,7 @@ def purge(session: Session, queue: str, entries: tuple[str, ...], yes: bool) -> 
         if n:
             _confirm(f"Delete {_jobs(n)} of {queue} for good?")
     n = asyncio.run(_purge(session, queue, entries))
-    click.echo(f"{_jobs(n)} of {queue} deleted")
+    click.echo(f"{_jobs(n)} of {printable(queue)} deleted")
     _all_found(queue, n, entries)
 
 
