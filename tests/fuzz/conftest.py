@@ -1,0 +1,5 @@
+"""Hypothesis, set up before its first test."""
+
+from support import profiles
+
+profiles.load()
