@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 from scene import Keyspace, Settings
 
-from backstage import Backoff, Client, Next, Run, Worker
+from backstage import Backoff, Client, Job, Next, Run, Worker
+from support.process import Process
 from support.waiting import wait_until
 
 
@@ -226,3 +228,34 @@ async def test_a_result_that_cannot_come_next_is_a_failed_run(
     assert dead["reason"] == "error"
     assert said in dead["error"]
     assert dead["attempt"] == "1"
+
+
+async def test_a_handler_that_leaks_tasks_harms_nobody(settings: Settings, client: Client, keyspace: Keyspace) -> None:
+    """Tasks that it left behind fail, or never end: its jobs are done, others run, the worker stops in good order."""
+    source = """
+leaked = []
+
+@worker.on("leaks")
+async def leaks(n):
+    async def fail():
+        raise ValueError("leaked")
+    leaked.append(asyncio.create_task(asyncio.sleep(60)))
+    leaked.append(asyncio.create_task(fail()))
+    say("leaked", n)
+
+@worker.on("good")
+async def good(n):
+    say("good", n)
+"""
+    with Process.worker(source, **settings, grace_period=300) as worker:
+        await worker.consuming()
+        await client.enqueue_many([Job("leaks", n) for n in range(20)])
+        await client.enqueue("good", 1)
+        await worker.said("good")
+        await worker.said("leaked", times=20)
+        await wait_until(keyspace.settled)
+        worker.signal(signal.SIGTERM)
+        begun = time.monotonic()
+        assert await worker.ended() == 0
+        assert time.monotonic() - begun < 2
+    assert not await keyspace.dead()
