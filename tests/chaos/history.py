@@ -1,0 +1,74 @@
+"""Histories: what each process saw, one line a fact, written at once so that a SIGKILL loses nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Event(msgspec.Struct, omit_defaults=True):
+    """One fact. Which fields it has depends on `what`:
+
+    producers    `enq?` token note=kind group delay; then `enq!` id, `enq0` duplicate, `enq-` refused, `enq~` unknown
+    workers      `up`; `take` entry token id attempt deliveries; `start`, `end` token id attempt deliveries note=how;
+                 `settled` entry note=kind deliveries verdict span; `lost` entry; `renewed` number; `stall` span; `bye`
+    schedulers   `up`; `slot` note=schedule number=slot verdict
+    nemesis      `strike` note=kind target, `over` the same and span; `down` target number=exit status; `stuck` target;
+                 `plant` token; `probe` token note=kind; `cron` note=schedule number=its record at the begin
+    """
+
+    at: float
+    """Seconds on the monotonic clock, which all processes of this machine share."""
+    wall: int
+    """Ms since the epoch."""
+    what: str
+    token: str = ""
+    """The job, as whoever asked for it calls it: known before there is an id."""
+    id: str = ""
+    entry: str = ""
+    """`<queue>:<entry id>`."""
+    attempt: int = 0
+    deliveries: int = 0
+    note: str = ""
+    target: str = ""
+    group: str = ""
+    """The dedupe key."""
+    delay: int = 0
+    number: int = 0
+    span: float = 0.0
+    """Seconds that it lasted, up to `at`."""
+    verdict: bool | None = None
+    process: str = ""
+    """Who saw it: the name of the file."""
+
+
+class Log:
+    """Appends to one process's history. Safe from any thread: a line is one write."""
+
+    def __init__(self, folder: str | Path, process: str) -> None:
+        self._file = os.open(Path(folder) / f"{process}.history", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def __call__(self, what: str, **fields: Any) -> None:
+        event = Event(at=round(time.monotonic(), 6), wall=time.time_ns() // 1_000_000, what=what, **fields)
+        os.write(self._file, _encode(event) + b"\n")
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def read(folder: str | Path) -> list[Event]:
+    """All histories of a folder, by time. A last line that a kill cut short is left out."""
+    decode = msgspec.json.Decoder(Event).decode
+    events: list[Event] = []
+    for path in sorted(Path(folder).glob("*.history")):
+        for line in path.read_bytes().rpartition(b"\n")[0].splitlines():
+            event = decode(line)
+            event.process = path.stem
+            events.append(event)
+    return sorted(events, key=lambda event: event.at)
