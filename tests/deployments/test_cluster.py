@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
+from zlib import crc32
 
 import pytest
 from redis.asyncio import Redis
 
-from backstage import BackstageError, Broadcast, Client, ConfigError, Inspector, Job, Next, Worker
+from backstage import BackstageError, Broadcast, Client, ConfigError, Inspector, Job, Next, TaskRegistry, Worker
 from support.deployments import Cluster
 from support.server import Server
 from support.waiting import wait_until
@@ -94,6 +96,29 @@ async def test_a_slot_that_moves(cluster: Cluster, space: str) -> None:
         await wait_until(lambda: len(ran) >= count + 1, 10.0, "all have run")
         assert sorted(ran) == list(range(-1, count))
         assert await keys(target, space) > 0
+
+
+async def test_several_keyspaces(cluster: Cluster) -> None:
+    """One for each node, each with workers of its own: all three hold work, and all of it is done."""
+    prefixes: dict[Server, str] = {}
+    for n in range(100):
+        prefix = f"{{jobs:{n}}}"
+        prefixes.setdefault(cluster.node_of(prefix), prefix)
+    clients = [Client(url=cluster.url, prefix=prefix) for prefix in prefixes.values()]
+    assert len(clients) == 3
+    tasks, ran = TaskRegistry(), []
+    tasks.on("count", lambda n: ran.append(n))  # type: ignore[arg-type, misc]
+    for n in range(60):
+        await clients[crc32(str(n).encode()) % 3].enqueue("count", n)
+    for node, prefix in prefixes.items():
+        async with Redis(unix_socket_path=node.socket) as there:
+            assert 5 < await there.xlen(f"{prefix}:default") < 60
+    async with contextlib.AsyncExitStack() as stack:
+        for prefix in prefixes.values():
+            await stack.enter_async_context(Worker(url=cluster.url, prefix=prefix, tasks=[tasks]).running())
+        await wait_until(lambda: sorted(ran) == list(range(60)))
+    for client in clients:
+        await client.aclose()
 
 
 async def test_a_node_that_dies() -> None:

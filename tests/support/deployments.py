@@ -118,6 +118,13 @@ class Cluster:
         for node in self.nodes:
             node.close()
 
+    def node_of(self, prefix: str) -> Server:
+        """The node that owns the slot of a prefix."""
+        slot = key_slot(prefix.encode())
+        if slot == self.slot:
+            return self.owner
+        return self.nodes[slot * 3 // 16_384]
+
     def id(self, node: Server) -> str:
         with node.client() as client:
             return str(client.execute_command("CLUSTER", "MYID"))

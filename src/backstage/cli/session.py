@@ -42,7 +42,9 @@ class Session:
 def connected(fn: Callable[..., None]) -> Callable[..., None]:
     """A command that speaks to Redis: gets a Session first, and fails with one line unless `--debug` is given."""
 
-    @click.option("--url", metavar="URL", help="redis://…, rediss://…, unix://… or embedded:///folder.")
+    @click.option(
+        "--url", metavar="URL", help="redis://…, rediss://…, unix://…, sentinel://…, cluster://… or embedded:///folder."
+    )
     @click.option("--prefix", metavar="PREFIX", help="What all keys begin with (default: backstage).")
     @click.option("--debug", is_flag=True, help="Show tracebacks.")
     @functools.wraps(fn)
