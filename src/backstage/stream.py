@@ -12,6 +12,8 @@ import secrets
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import TypeAlias, Unpack
 
 import msgspec
@@ -235,9 +237,8 @@ class Stream:
         self._doubt, self._stalls = True, self._stalls + 1
 
     def _hold(self, deliveries: list[Delivery]) -> list[Delivery]:
-        held = self.held
-        for delivery in deliveries:
-            held[delivery.queue][delivery.entry_id] = delivery
+        for queue, group in groupby(deliveries, attrgetter("queue")):  # they come queue by queue
+            self.held[queue].update({delivery.entry_id: delivery for delivery in group})
         return deliveries
 
     def drop(self, deliveries: Iterable[Delivery]) -> None:
@@ -278,7 +279,8 @@ class Stream:
         others = [*others, *suspects]
         batch = blobs.finish(
             self.keys, plain, others, server,
-            group=self.group, consumer=self.consumer, delete=self._delete, encode=self._encode,
+            group=self.group, consumer=self.consumer, delete=self._delete,
+            encode=lambda payload: self._serializer.encode(payload).decode(),
         )  # fmt: skip
         lost, *verdicts = await self._writes.script(load("finish"), batch.keys, batch.blob, server=server)
         for deliveries in done.values():
@@ -292,9 +294,6 @@ class Stream:
                 answers.append(verdict == 1)
         wrong = sum(answer is not True for answer in answers[len(others) - len(suspects) :])
         return Settled(lost + wrong, answers[: len(others) - len(suspects)])
-
-    def _encode(self, payload: object) -> str:
-        return self._serializer.encode(payload).decode()
 
     # ---- leases ------------------------------------------------------------------------------------------------------
 

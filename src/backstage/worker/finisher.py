@@ -39,8 +39,9 @@ class Finisher:
             self._done[delivery.queue].append(delivery)
         else:
             self._others.append((delivery, outcome))
-        self._wake.set()
-        self._idle.clear()
+        if self._idle.is_set():
+            self._idle.clear()
+            self._wake.set()
 
     def waiting(self) -> int:
         """How many outcomes are not durable yet."""
@@ -49,11 +50,11 @@ class Finisher:
     async def run(self) -> None:
         while True:
             await self._wake.wait()
-            self._wake.clear()
             while batch := self._cut():
                 await self._settle(*batch)
                 self._sent = 0
                 self._settled()
+            self._wake.clear()
             self._idle.set()
 
     async def flushed(self, timeout: float) -> bool:

@@ -7,6 +7,8 @@ import contextvars
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from time import perf_counter
 from typing import Any, Literal, TypeAlias
 
@@ -17,6 +19,8 @@ from backstage.service import inside
 
 Why: TypeAlias = Literal["stop", "lost", "hard"]
 """Why a run was cancelled: the worker stops, its lease is somebody else's, its hard limit has passed."""
+
+QUEUE = attrgetter("queue")
 
 BATCH = 500
 """Deliveries asked for at most in one read."""
@@ -100,9 +104,9 @@ class Slots:
 
     def feed(self, deliveries: Iterable[Delivery]) -> None:
         """Take these in; they start when the loop comes to it, best queue first."""
-        for delivery in deliveries:
-            self._ready[delivery.queue].append(delivery)
-            self._waiting += 1
+        for queue, group in groupby(deliveries, QUEUE):  # they come queue by queue
+            self._ready[queue].extend(group)
+        self._waiting = sum(map(len, self._ready.values()))
         if self.closed:
             self._give_back()
         else:
@@ -121,11 +125,11 @@ class Slots:
         begun = now = perf_counter()
         started, ended = 0, self._ended
         for ready in self._ready.values():
-            while ready and len(self.running) < self.size and now - begun < SLICE:
-                self._start(ready.popleft(), now)
-                started += 1
-                if not started & 31:
-                    now = perf_counter()
+            while ready and (room := min(32, self.size - len(self.running))) > 0 and now - begun < SLICE:
+                for delivery in [ready.popleft() for _ in range(min(room, len(ready)))]:
+                    self._start(delivery, now)
+                    started += 1
+                now = perf_counter()
         self._starting = None
         self._waiting -= started
         self._started += started

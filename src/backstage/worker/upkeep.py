@@ -44,7 +44,7 @@ async def pulse(seconds: float, stood_still: Callable[[], None]) -> None:
     By a timer and not in a task, so that it is known before any task goes on with what arrived meanwhile.
     """
     loop, before = asyncio.get_running_loop(), time.monotonic()
-    timer = loop.call_later(seconds, lambda: beat())
+    timer: asyncio.TimerHandle
 
     def beat() -> None:
         nonlocal before, timer
@@ -53,6 +53,7 @@ async def pulse(seconds: float, stood_still: Callable[[], None]) -> None:
             stood_still()
         before, timer = now, loop.call_later(seconds, beat)
 
+    timer = loop.call_later(seconds, beat)
     try:
         await loop.create_future()
     finally:
