@@ -1,4 +1,4 @@
-"""docs/runbook.md knows every line of WARNING and ERROR that the library can log, and no other."""
+"""docs/runbook.md knows every line of WARNING and ERROR of the library; docs/reliability.md names tests that exist."""
 
 from __future__ import annotations
 
@@ -54,3 +54,26 @@ def test_the_access_rules_of_the_runbook_are_those_that_the_doctor_asks_for() ->
         assert told, role
         rules = {word for word in told[1].split() if word.startswith("+")}
         assert rules == {f"+{c[0]}|{c[1]}".lower() if c[0] in containers else f"+{c[0]}".lower() for c in commands}
+
+
+def test_every_test_that_the_reliability_page_names_is_there() -> None:
+    """A fault without its test would be a promise without proof."""
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`((?:\w+/)*test_\w+\.py)::(\w+)`", text)
+    assert len(named) > 80
+    missing = [
+        f"{file}::{test}"
+        for file, test in named
+        if not (ROOT / "tests" / file).exists()
+        or not re.search(rf"^(?:async )?def {test}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE)
+    ]
+    assert not missing
+
+
+def test_every_fault_of_the_reliability_page_has_a_test() -> None:
+    """No row without one."""
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    faults = text[text.index("## What happens at each fault") : text.index("## How it is proved")]
+    rows = [row for row in re.findall(r"^\| (.+) \|$", faults, re.MULTILINE) if not row.startswith(("fault |", "-"))]
+    assert len(rows) > 50
+    assert not [row for row in rows if "::test_" not in row]
