@@ -112,9 +112,7 @@ class EnqueueOptions(JobOptions, total=False):
 
 
 class CallOptions(JobOptions, total=False):
-    """Those of an enqueue itself: `durability` is no property of the job."""
-
-    durability: Durability | None
+    durability: Durability | None  # of the call: no property of the job
 
 
 class ScheduleOptions(TypedDict, total=False):
