@@ -62,7 +62,7 @@ def several(url: str) -> Several | None:
     scheme = "rediss" if parts.scheme.endswith("s") else "redis"
     query = f"?{urlencode(options, quote_via=quote)}" if options else ""
     plain = f"{scheme}://{user}{at}{_shown_node(nodes[0])}/{int(db or 0)}{query}"
-    return Several(kind, nodes, unquote(master), int(db or 0), plain, login)
+    return Several(kind, nodes, master, int(db or 0), plain, login)
 
 
 def check_url(value: Any, name: str) -> str | None:
@@ -145,7 +145,7 @@ def _problem_of_several(parts: SplitResult, options: dict[str, str]) -> str:
         return "the database belongs behind the master's name, like /master/0"
     if kind == "cluster":
         return "" if parts.path in ("", "/", "/0") else "a cluster has no databases but 0, so nothing follows the hosts"
-    if not re.fullmatch(r"/[^/]+(/[0-9]{0,9})?", parts.path, re.ASCII):
+    if not re.fullmatch(r"/[A-Za-z0-9._-]+(/[0-9]{0,9})?", parts.path, re.ASCII):  # the names that Sentinels allow
         return "the name of the master must follow the hosts, and perhaps the number of a database, like /master/0"
     return ""
 

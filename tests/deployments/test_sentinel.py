@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import redis.exceptions
 from redis.asyncio import Redis
 
 from backstage import BackstageError, Client, Job, RedisUnavailable, Worker
+from backstage.nodes import of_sentinels
 from support.deployments import Replicated, Sentinel
-from support.server import Server
+from support.server import Server, free_port
 from support.waiting import wait_until
 
 BACK = 8.0
@@ -95,6 +97,27 @@ async def test_the_sentinels_have_a_password_of_their_own(own_server: Server) ->
         async with Client(url=url, connect_timeout=300) as client:
             with pytest.raises(RedisUnavailable, match=r"can tell where the server is: .*uthentication"):
                 await client.enqueue("count", 1)
+
+
+async def test_whom_it_asks(pair: Replicated) -> None:
+    """Who is away or knows nothing is passed over; who answered is asked first, until the answer is doubted."""
+    stranger = pair.replica  # no Sentinel: it refuses the question
+    nodes = [("127.0.0.1", free_port()), ("127.0.0.1", stranger.port), ("127.0.0.1", pair.sentinel.port)]
+    finder = of_sentinels(nodes, "jobs", options={}, tls=False, timeout=1.0)
+    master = ("127.0.0.1", pair.master.port)
+    assert await finder.find() == await asyncio.to_thread(finder.find_sync) == master
+    with stranger.client() as client:
+        refused = client.info("stats")["total_error_replies"]
+        assert refused == 1
+        assert await finder.find() == master
+        assert client.info("stats")["total_error_replies"] == refused
+        finder.doubt()
+        assert await asyncio.to_thread(finder.find_sync) == master
+        assert client.info("stats")["total_error_replies"] == refused + 1
+    pair.sentinel.close()
+    for find in (finder.find, lambda: asyncio.to_thread(finder.find_sync)):
+        with pytest.raises(redis.exceptions.ConnectionError, match="can tell where the server is"):
+            await find()
 
 
 async def test_a_master_that_no_sentinel_knows(pair: Replicated) -> None:

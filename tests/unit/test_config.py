@@ -171,6 +171,7 @@ def test_url(url: str, address: str) -> None:
         ("embedded://folder", "three slashes"),
         ("sentinel://a,b", "name of the master"),
         ("sentinel://a/jobs/secret", "name of the master"),
+        ("sentinel://a/jo%0abs", "name of the master"),
         ("sentinel://a/jobs?db=1", "behind the master's name"),
         ("sentinel://a,,b/jobs", "can't be read"),
         ("sentinel://:secret@a:70000/jobs", "can't be read"),
