@@ -40,6 +40,7 @@ from backstage.keys import Keys
 from backstage.lane import Lane, dialer, run_script, translate
 from backstage.queue import check_name
 from backstage.scripts import load, pack
+from backstage.serializer import without_values
 from backstage.service import Attachment, Life, Service, inside
 from backstage.tail import Tail
 from backstage.task import Run, Task
@@ -294,7 +295,7 @@ class Broadcast(Service):
         try:
             payload = listener.decode(text)
         except (msgspec.DecodeError, ValueError, RecursionError) as exc:
-            log.error("%s: the payload can't be decoded, passed over: %s", self._name, exc, extra=about)
+            log.error("%s: the payload can't be decoded, passed over: %s", self._name, without_values(exc), extra=about)
             return
         call = listener.bind(payload)
         try:

@@ -58,7 +58,7 @@ class CronTask:
     schedule: str
     task: str
     queue: str | None
-    args: object = field(hash=False)
+    args: object = field(hash=False, repr=False)
     timezone: str
     name: str
     catch_up: Literal["skip", "last", "all"]

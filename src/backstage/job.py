@@ -129,24 +129,22 @@ class ScheduleOptions(TypedDict, total=False):
 
 def to_dedupe(value: AnyDedupe) -> Dedupe:
     """A Dedupe, given as itself, as the mapping, or as a bare key."""
-    match value:
-        case Dedupe():
-            return value
-        case str():
-            return Dedupe(value)
-        case Mapping():
-            return Dedupe(**{"key": "", **_known(value, "dedupe", {"key": "key", "ttl": "ttl"})})
+    if isinstance(value, Dedupe):
+        return value
+    if isinstance(value, str):
+        return Dedupe(value)
+    if isinstance(value, Mapping):
+        return Dedupe(**{"key": "", **_known(value, "dedupe", {"key": "key", "ttl": "ttl"})})
     raise ConfigError(f"dedupe={quoted(value)}: must be a Dedupe, a mapping with `key` and `ttl`, or a key")
 
 
 def to_backoff(value: AnyBackoff) -> Backoff:
     """A Backoff, given as itself or as the mapping in snake_case or camelCase."""
-    match value:
-        case Backoff():
-            return value
-        case Mapping():
-            names = {name: name for name in ("type", "delay", "max_delay", "jitter")} | {"maxDelay": "max_delay"}
-            return Backoff(**_known(value, "backoff", names))
+    if isinstance(value, Backoff):
+        return value
+    if isinstance(value, Mapping):
+        names = {name: name for name in ("type", "delay", "max_delay", "jitter")} | {"maxDelay": "max_delay"}
+        return Backoff(**_known(value, "backoff", names))
     raise ConfigError(f"backoff={quoted(value)}: must be a Backoff or a mapping with `type`, `delay`, `maxDelay`")
 
 
@@ -166,9 +164,9 @@ def to_queue(queue: str | Queue | None, priority: str | None) -> str | None:
     try:
         return Priority(priority).value
     except ValueError:
-        shown = quoted(priority)
+        it = quoted(priority)
         raise ConfigError(
-            f"priority={shown}: must be 'urgent', 'default' or 'low'; for another queue give queue={shown}"
+            f"priority={it}: must be 'urgent', 'default' or 'low'; for another queue give queue={it}"
         ) from None
 
 
@@ -378,6 +376,9 @@ class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
     """The delivery count: above 1, earlier holders of this entry never finished it."""
     server: str = ""
     """The run id of the server that handed it out: entry ids can repeat after a restart that lost writes."""
+
+    def __repr__(self) -> str:
+        return f"Delivery({self.queue!r}, {self.entry_id!r}, times={self.times})"  # without the payload
 
 
 def fix_ids(jobs: Sequence[Job]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -94,6 +95,14 @@ def _custom(info: object, seen: set[int]) -> Iterator[type]:
     elif isinstance(info, tuple):
         for part in info:
             yield from _custom(part, seen)
+
+
+_QUOTES = re.compile(r"(Invalid (?:enum )?value|Object contains unknown field) .*?(?= - at `[^`]*`\Z|\Z)", re.DOTALL)
+
+
+def without_values(error: Exception) -> str:
+    """What a decoder's error says, less the value that msgspec may quote: payloads belong in no log."""
+    return _QUOTES.sub(r"\1", str(error))
 
 
 def _to_builtins(value: Any) -> Any:

@@ -24,7 +24,7 @@ from backstage.errors import ConfigError, HardTimeout, MalformedJob, SoftTimeout
 from backstage.job import Backoff, Delivery, Job, Next
 from backstage.logs import job_fields
 from backstage.outcome import DONE, RELEASED, Again, Dead, Discard, Done, Outcome, Reason, Retry
-from backstage.serializer import Serializer
+from backstage.serializer import Serializer, without_values
 from backstage.task import AnyTask, Middleware, Producer, Run
 from backstage.worker.limits import Interruptible, Limits
 from backstage.worker.slots import Why
@@ -258,8 +258,9 @@ class Executor:
             extra = _extra(wire.decode(delivery))
         except MalformedJob:
             extra = job_fields(f"{delivery.queue}:{entry_id}", "", delivery.queue, 1)
-        log.error("job can't be read (%s), entry %s of queue %s", exc, entry_id, delivery.queue, extra=extra)
-        return Dead(reason, f"{type(exc).__name__}: {exc}")
+        said = without_values(exc)
+        log.error("job can't be read (%s), entry %s of queue %s", said, entry_id, delivery.queue, extra=extra)
+        return Dead(reason, f"{type(exc).__name__}: {said}")
 
     def _unknown(self, job: Job) -> Outcome:
         """Uses up no attempt: in a rolling deploy another worker knows the task, or this one soon will."""
