@@ -105,6 +105,7 @@ async def coda(nemesis: Nemesis, fleet: Fleet, seconds: float) -> None:
         producer.signal(signal.SIGUSR1)
     await asyncio.sleep(plan.REST)
     for kind, pause in plan.coda(seconds):
+        await nemesis.lull()
         if kind.endswith("worker"):
             await asyncio.to_thread(nemesis.load)
             await asyncio.sleep(0.1)
@@ -147,7 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos", description="Kills and faults, and the proof that nothing was lost.")
     parser.add_argument("--seconds", type=float, default=60, help="of strikes, all seeds together (default: 60)")
     parser.add_argument("--seeds", default="1,2,3,4", help="each is a run of its own; a seed replays its schedule")
-    parser.add_argument("--rate", type=float, default=250, help="jobs a second that are asked for")
+    parser.add_argument("--rate", type=float, default=200, help="jobs a second that are asked for")
     parser.add_argument("--keep", type=Path, help="a folder for the histories, logs and snapshots")
     given = parser.parse_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]

@@ -132,7 +132,8 @@ def _twice(
 
 def _exclusion(story: Story) -> Iterator[Figure]:
     concurrent, unexplained, undone, stale = [], [], [], []
-    by_victim: Counter[str] = Counter()
+    cut: Counter[str] = Counter()
+    over: Counter[str] = Counter()
     for holds in story.by_id.values():
         runs = sorted((hold for hold in holds if hold.start is not None), key=lambda hold: hold.start or 0.0)
         for first, second in itertools.pairwise(runs):
@@ -140,7 +141,7 @@ def _exclusion(story: Story) -> Iterator[Figure]:
             shown = f"{first.token}: {first.worker}, then {second.worker} at {second.taken:.3f} ({cause or 'why?'})"
             if first.attempt == second.attempt:
                 if cause == "killed":
-                    by_victim[first.worker] += 1
+                    (cut if first.end is None else over)[first.worker] += 1
                 elif not cause:
                     unexplained.append(shown)
             if first.worker != second.worker and (second.start or 0) < story.gone(first) and not cause:
@@ -152,10 +153,11 @@ def _exclusion(story: Story) -> Iterator[Figure]:
     yield none("runs of live, connected workers that were taken away", undone)
     yield none("finishes of a former holder that undid the run of the next", stale)
     yield none("jobs run again though no worker died or was out of reach", unexplained)
-    most = max(by_victim.values(), default=0)
-    limit = story.goals.concurrency
-    yield Figure("duplicate runs for one killed worker, at most", f"≤ {limit}",
-                 f"{most} ({len(by_victim)} workers)", most <= limit, [str(by_victim.most_common(3))])  # fmt: skip
+    most, limit = max(cut.values(), default=0), story.goals.concurrency
+    yield Figure("runs that a killed worker left unfinished and another repeated, at most", f"≤ {limit}",
+                 f"{most} ({len(cut)} workers)", most <= limit, [str(cut.most_common(3))])  # fmt: skip
+    yield Figure("runs that had ended, repeated since their finish was not yet written, at most", "",
+                 f"{max(over.values(), default=0)} ({len(over)} workers)", True)  # fmt: skip
 
 
 def _cause(story: Story, first: Hold, second: Hold) -> str:
@@ -220,7 +222,7 @@ def _times(story: Story, snapshot: Snapshot) -> Iterator[Figure]:
     late = sorted(
         (hold.started_wall - ask.answered - ask.delay) / 1000
         for _, hold, ask in delayed
-        if story.calm((hold.start or 0) - (hold.started_wall - ask.answered - ask.delay) / 1000 - 0.05, hold.start or 0)
+        if story.calm((hold.start or 0) - (hold.started_wall - ask.answered - ask.delay) / 1000 - 2.0, hold.start or 0)
     )
     at = late[int(len(late) * 0.99)] if late else 0.0
     yield Figure("delayed jobs, late at p99 (outside outages)", "≤ 1 s", f"{at:.3f} s (n = {len(late)})", at <= 1.0)
@@ -320,7 +322,7 @@ def _leftovers(story: Story, snapshot: Snapshot) -> Iterator[Figure]:
         f"{key.name} ({key.type}, ttl {key.ttl})"
         for key in snapshot.keys
         if not any(
-            re.fullmatch(pattern, key.name) and key.type == kind and (key.ttl > 0 or not lapses)
+            re.fullmatch(pattern, key.name) and key.type == kind and (key.ttl >= 0 or not lapses)
             for pattern, (kind, lapses) in DOCUMENTED.items()
         )
     ]

@@ -85,6 +85,10 @@ class Fleet:
     def of(self, role: str) -> list[Member]:
         return [member for member in self.members if member is not None and member.role == role and member.alive]
 
+    def size(self, role: str) -> int:
+        """How many there are when all are well."""
+        return sum(each == role for each, _, _ in self._crew)
+
     async def watch(self) -> None:
         """Notes who is gone, and starts successors. For ever."""
         while True:

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
+from chaos import snapshot
 from chaos.fleet import Fleet, Member
 from chaos.history import Log
 from chaos.jobs import QUEUES
@@ -189,6 +190,19 @@ class Nemesis:
     def load(self) -> None:
         """Work for every slot, so that a kill hits some."""
         self._put(30, "plain", f"load.{self._next()}", 700)
+
+    async def lull(self) -> None:
+        """Until all workers are there and nothing waits for long any more, or ten seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                while len(self._fleet.of("worker")) < self._fleet.size("worker") or await asyncio.to_thread(
+                    self._behind
+                ):
+                    await asyncio.sleep(0.05)
+
+    def _behind(self) -> bool:
+        with self._server.client() as client:
+            return snapshot.take(client, self._prefix).undelivered > 20
 
     def _next(self) -> int:
         self._number += 1

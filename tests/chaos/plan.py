@@ -60,4 +60,3 @@ def coda(seconds: float) -> list[tuple[str, float]]:
     if seconds >= LONG:
         found.append(("hole", 14.0))
     return [*found, ("malformed", 1.1)]
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any
 
 import msgspec
 import redis
@@ -24,6 +23,8 @@ class Snapshot(msgspec.Struct):
     keys: list[Key] = []
     dead: list[dict[str, str]] = []
     """The entries of all dead letters."""
+    undelivered: int = 0
+    """Entries that nobody was given."""
     waiting: int = 0
     """Entries that nobody was given, members of both sets, and deliveries without a finish."""
     consumers: list[str] = []
@@ -35,7 +36,7 @@ class Snapshot(msgspec.Struct):
 
 def take(client: redis.Redis, prefix: str) -> Snapshot:
     """`client` decodes its replies."""
-    found: Any = Snapshot([], [], 0, [], {}, {})
+    found = Snapshot([], [], 0, 0, [], {}, {})
     for key in sorted(client.scan_iter(match=f"{prefix}:*", count=1000)):
         name, kind = key.removeprefix(f"{prefix}:"), client.type(key)
         if kind == "none":  # it lapsed meanwhile
@@ -52,7 +53,7 @@ def take(client: redis.Redis, prefix: str) -> Snapshot:
                 found.stats[what] = found.stats.get(what, 0) + int(count)
         elif name == "cron":
             found.cron = {schedule: int(slot) for schedule, slot in client.hgetall(key).items()}
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _look(client: redis.Redis, key: str, name: str, found: Snapshot) -> None:
@@ -63,7 +64,9 @@ def _look(client: redis.Redis, key: str, name: str, found: Snapshot) -> None:
             found.waiting += group["pending"]
             consumers = [each["name"] for each in client.xinfo_consumers(key, GROUP)]
             found.consumers += [f"{name}:{each}" for each in consumers if each != "~released"]
-    found.waiting += len(client.xrange(key, f"({last}", "+"))
+    behind = len(client.xrange(key, f"({last}", "+"))
+    found.undelivered += behind
+    found.waiting += behind
 
 
 def token_of(fields: dict[str, str]) -> str:

@@ -12,6 +12,9 @@ from chaos.history import Event
 
 ANSWERS = {"enq!": "added", "enq0": "duplicate", "enq-": "refused", "enq~": "unknown"}
 
+SILENCE = 11.0
+"""Seconds after which a connection that went silent has been given up by whoever waits at it."""
+
 HARMLESS = {"script-flush", "kill-producer", "kill-scheduler", "malformed", "memory"}
 """Strikes that hold up no worker."""
 
@@ -70,7 +73,8 @@ class Story:
         self.faults: list[tuple[float, float, str]] = []
         """From, until, whom ("" for all): whatever may keep a worker from renewing."""
         self.blocked: list[tuple[float, float, str]] = []
-        """Handlers that blocked the event loop: no reason to lose a lease, but nothing else is done there meanwhile."""
+        """Handlers that blocked the event loop, connections that don't know yet that they are dead: no reason to lose a
+        lease, but nothing is taken there meanwhile."""
         self.renewed: dict[str, list[float]] = defaultdict(list)
         self._open: dict[tuple[str, str], Hold] = {}
         self._waiting: dict[tuple[str, str], list[Hold]] = defaultdict(list)
@@ -142,17 +146,17 @@ class Story:
         self._waiting[event.process, event.token].append(hold)
 
     def _start(self, event: Event) -> None:
-        # `fast` tells no more than its token: of the holds of this worker it is the oldest that has not started.
-        found = self._waiting[event.process, event.token]
-        for hold in found:
-            if hold.start is None and event.id in ("", hold.id):
+        # `fast` tells no more than its token. One that was given back before it started may have been taken again.
+        for hold in reversed(self._waiting[event.process, event.token]):
+            if hold.start is None and event.id in ("", hold.id) and event.deliveries in (0, hold.deliveries):
                 hold.start, hold.started_wall, hold.kind = event.at, event.wall, event.note
                 return
         raise AssertionError(f"{event.process} started {event.token} without having taken it")
 
     def _end(self, event: Event) -> None:
-        for hold in self._waiting[event.process, event.token]:
-            if hold.start is not None and hold.end is None and event.id in ("", hold.id):
+        for hold in reversed(self._waiting[event.process, event.token]):
+            known = event.id in ("", hold.id) and event.deliveries in (0, hold.deliveries)
+            if hold.start is not None and hold.end is None and known:
                 hold.end, hold.how = event.at, event.note
                 if hold.kind == "blocking":
                     self.blocked.append((hold.start, hold.end, hold.worker))
@@ -180,14 +184,17 @@ class Story:
             self.killed[event.target] = event.at
         if event.note.startswith("term"):
             self.told_to_end.setdefault(event.target, event.at)
-        if event.note == "group-destroy":
-            self.destroyed.append(event.at)
 
     def _over(self, event: Event) -> None:
+        if event.note == "group-destroy":
+            self.destroyed.append(event.at)
         if event.note in HARMLESS or event.note.startswith(("kill", "term")):
             return
+        begun = event.at - event.span
+        if event.note in ("hole", "mute"):
+            self.blocked.append((begun, begun + SILENCE, event.target))
         after = 1.2 if event.note in ("hole", "mute") else 0.1  # the second until a silent connection is given up
-        self.faults.append((event.at - event.span, event.at + after, event.target))
+        self.faults.append((begun, event.at + after, event.target))
 
     def _down(self, event: Event) -> None:
         self.down[event.target] = event.at, event.number
