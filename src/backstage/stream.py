@@ -277,8 +277,9 @@ class Stream:
             if len(plain[queue]) != len(deliveries):
                 suspects += [(d, Done()) for d in deliveries if d.server != server]
         others = [*others, *suspects]
+        current = [isinstance(outcome, Done) or not self._anew(delivery) for delivery, outcome in others]
         batch = blobs.finish(
-            self.keys, plain, others, server,
+            self.keys, plain, [pair for pair, asks in zip(others, current, strict=True) if asks], server,
             group=self.group, consumer=self.consumer, delete=self._delete,
             encode=lambda payload: self._serializer.encode(payload).decode(),
         )  # fmt: skip
@@ -286,7 +287,9 @@ class Stream:
         for deliveries in done.values():
             self.drop([d for d in deliveries if d.server == server])
         answers: list[bool | BackstageError] = []
-        for (delivery, _), verdict in zip(others, verdicts, strict=True):
+        told = iter(verdicts)
+        for (delivery, _), asks in zip(others, current, strict=True):
+            verdict = next(told) if asks else 0
             if isinstance(verdict, bytes):
                 answers.append(RedisRefused(f"not finished: {verdict.decode('utf-8', 'replace')}"))
             else:
@@ -294,6 +297,10 @@ class Stream:
                 answers.append(verdict == 1)
         wrong = sum(answer is not True for answer in answers[len(others) - len(suspects) :])
         return Settled(lost + wrong, answers[: len(others) - len(suspects)])
+
+    def _anew(self, delivery: Delivery) -> bool:
+        """Whether we got its entry once more. The server may not tell the two: giving back takes one off the count."""
+        return self.held[delivery.queue].get(delivery.entry_id, delivery) is not delivery
 
     # ---- leases ------------------------------------------------------------------------------------------------------
 
