@@ -255,7 +255,7 @@ def _after_kill(story: Story) -> list[tuple[float, str]]:
         after = [other.taken for other in story.by_entry[hold.entry] if other.taken > killed]
         if not after or any(other.taken > hold.taken and other.taken < killed for other in story.by_entry[hold.entry]):
             continue
-        if story.calm(hold.taken, min(after), hold.worker) and not story.regrouped(hold.taken, min(after)):
+        if story.calm(hold.taken, min(after), hold.worker, all=False) and not story.regrouped(hold.taken, min(after)):
             found.append((min(after) - killed, f"{hold.token} of {hold.worker}"))
     return found
 
@@ -271,7 +271,7 @@ def _given_back(story: Story) -> list[tuple[float, str]]:
             for other in story.by_entry[hold.entry]
             if other.taken > event.at - event.span and other is not hold
         ]
-        if after and story.calm(event.at, min(after), hold.worker):
+        if after and story.calm(event.at, min(after), hold.worker, all=False):
             found.append((max(0.0, min(after) - event.at), f"{hold.token} of {hold.worker}"))
     return found
 

@@ -104,7 +104,9 @@ def _facts(payload: Payload, run: Run) -> dict[str, Any]:
 
 
 async def _sleep(payload: Payload, run: Run) -> None:
-    await asyncio.sleep(payload.get("ms", 0) / 1000)
+    """For `ms`; in a later delivery for `later` ms, if that is given."""
+    ms = payload.get("ms", 0)
+    await asyncio.sleep((ms if run.deliveries == 1 else payload.get("later", ms)) / 1000)
 
 
 async def _chain(payload: Payload, run: Run) -> list[Next]:

@@ -107,11 +107,11 @@ class Story:
         """Faults that touch this time."""
         return [fault for fault in self.faults[: bisect_right(self.faults, (end, 1e18, ""))] if fault[1] >= begin]
 
-    def calm(self, begin: float, end: float, but: str = "") -> bool:
-        """Whether nothing held up any worker but that one, and no other one ended."""
+    def calm(self, begin: float, end: float, but: str = "", *, all: bool = True) -> bool:
+        """Whether no fault held up any worker but that one, no other one died, and `all` were taking jobs."""
         if any(whom != but or not but for _, _, whom in self.between(begin, end)):
             return False
-        if any(a <= end and b >= begin - self.goals.lease for a, b, whom in self.blocked if whom != but):
+        if all and any(a <= end and b >= begin - self.goals.lease for a, b, whom in self.blocked if whom != but):
             return False
         return not self.fewer(begin, end, but)
 
