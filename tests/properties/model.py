@@ -160,7 +160,11 @@ class Model:
         return found
 
     def ours(self, held: Held) -> bool:
-        """The lease: still pending for this worker, by the delivery that it holds."""
+        """The lease: still pending for this worker, by the delivery that it holds.
+
+        To the server, two deliveries of one count to one worker are one lease: giving back takes one off the count. Who
+        holds both tells them apart: tests/worker/test_stream_ghosts.py.
+        """
         entry = self.entries.get(held.at)
         return entry is not None and entry.owner == held.worker and entry.times == held.times
 
