@@ -114,6 +114,8 @@ def queue_name(queue: str | Queue) -> str:
 
 def ordered(queues: Iterable[Queue | str]) -> tuple[Queue, ...]:
     """Best priority first, those without one last, otherwise as given; twice the same name is a ConfigError."""
+    if isinstance(queues, (str, bytes)) or not isinstance(queues, Iterable):  # a lone name would be read by its letters
+        raise ConfigError(f"queues={quoted(queues)}: must be a list of queues or their names")
     found: dict[str, Queue] = {}
     for queue in queues:
         queue = queue if isinstance(queue, Queue) else _by_name(queue)

@@ -22,7 +22,7 @@ import redis.exceptions
 
 from backstage import blobs, wire
 from backstage.durations import Duration, to_ms
-from backstage.errors import BackstageError, ConfigError, RedisRefused
+from backstage.errors import BackstageError, ConfigError, RedisRefused, quoted
 from backstage.findings import facts_of
 from backstage.job import Delivery, EnqueueOptions, Job, Named
 from backstage.keys import Keys
@@ -113,8 +113,11 @@ class Stream:
         self.keys = Keys(prefix)
         self.queues = ordered(queues)
         self.consumer = consumer or consumer_name(f"{socket.gethostname()}-{os.getpid()}")
-        if "~" not in self.consumer or self.consumer == RELEASED:
-            raise ConfigError(f"consumer={consumer!r}: must be <worker id>~<nonce>, so that other SDKs' are told apart")
+        name = self.consumer
+        if not isinstance(name, str) or "~" not in name or not name.isprintable() or name == RELEASED:
+            raise ConfigError(
+                f"consumer={quoted(consumer)}: must be <worker id>~<nonce>, so that other SDKs' are told apart"
+            )
         self.clock = Clock()
         self.held: Held = {queue.name: {} for queue in self.queues}
         self._serializer = serializer or JsonSerializer()
