@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio import Redis
 
 from backstage import (
     Backoff,
@@ -21,6 +22,7 @@ from backstage import (
     Next,
     Queue,
     Retry,
+    Stream,
     TaskRegistry,
     Worker,
 )
@@ -75,6 +77,10 @@ TAKES: dict[str, Take] = {
     "url": lambda v: RedisConfig(url=v),
     "credentials": lambda v: RedisConfig(username=v, password=v),
     "logger": lambda v: LoggerConfig(level=v, json=v, file=v),
+    "consumer of a stream": lambda v: Stream(Redis(), consumer=v),
+    "group of a stream": lambda v: Stream(Redis(), v),
+    "queues of a stream": lambda v: Stream(Redis(), queues=v),
+    "prefix of a stream": lambda v: Stream(Redis(), prefix=v),
     "task limits": lambda v: registered(soft_timeout=v, hard_timeout=v),
     "task attempts": lambda v: registered(attempts=v, max_retries=v),
     **{
