@@ -17,7 +17,7 @@ from backstage import Client, CronTask, Scheduler, Stream, Worker
 from backstage.worker.sources import Reclaimer
 from support.process import Process
 from support.server import Server
-from support.waiting import wait_until
+from support.waiting import wait_until, wait_until_sync
 
 HOUR = 3_600_000
 
@@ -35,11 +35,13 @@ class Clock:
     def __init__(self, server: Server, file: Path) -> None:
         self.server, self._file = server, file
 
-    def turn(self, offset: str) -> None:
-        """`+1h`, `-1h`, `+0`: from now on the server's time is that far from ours."""
+    def turn(self, hours: int) -> None:
+        """From now on the server's time is that far from ours."""
         spare = self._file.with_suffix(".new")
-        spare.write_text(f"{offset}\n")
+        spare.write_text(f"{hours:+}h\n")
         spare.replace(self._file)
+        with self.server.client() as admin:  # it is heard a moment later
+            wait_until_sync(lambda: abs(admin.time()[0] - time.time() - hours * 3_600) < 60)
 
 
 @pytest.fixture
@@ -92,9 +94,9 @@ class Crew:
             self.ends.append(name)
 
 
-@pytest.mark.parametrize("offset", ["+1h", "-1h"])
+@pytest.mark.parametrize("hours", [1, -1])
 async def test_a_server_clock_that_is_set_while_jobs_run_makes_none_run_twice(
-    offset: str, clock: Clock, at: Settings, there: Keyspace
+    hours: int, clock: Clock, at: Settings, there: Keyspace
 ) -> None:
     """Ahead, every lease looks long over; back, none ever ends: live workers keep theirs, and go on taking jobs."""
     crew = Crew(at)
@@ -102,7 +104,7 @@ async def test_a_server_clock_that_is_set_while_jobs_run_makes_none_run_twice(
         for n in range(6):
             await client.enqueue("long", f"long {n}")
         await wait_until(lambda: len(crew.starts) == 6)
-        clock.turn(offset)
+        clock.turn(hours)
         turned = time.monotonic()
         await client.enqueue("short", "short")
         await wait_until(lambda: "short" in crew.ends)
@@ -112,9 +114,9 @@ async def test_a_server_clock_that_is_set_while_jobs_run_makes_none_run_twice(
     assert sorted(crew.starts) == sorted(set(crew.starts))
 
 
-@pytest.mark.parametrize("offset", ["+1h", "-1h"])
+@pytest.mark.parametrize("hours", [1, -1])
 async def test_after_the_server_clock_was_set_a_killed_workers_jobs_are_recovered(
-    offset: str, clock: Clock, at: Settings, there: Keyspace
+    hours: int, clock: Clock, at: Settings, there: Keyspace
 ) -> None:
     """Within two leases more than usual: one in which nothing is taken, for the living to renew."""
     source = """
@@ -132,7 +134,7 @@ async def long(name):
             async with crew.workers[0].running():
                 await client.enqueue("short", "first")
                 await wait_until(lambda: crew.ends)
-                clock.turn(offset)
+                clock.turn(hours)
                 doomed.close()
                 killed = time.monotonic()
                 await wait_until(lambda: "left" in crew.starts, timeout=15)
@@ -145,13 +147,13 @@ async def test_when_the_clock_went_back_deliveries_of_every_queue_are_healed(clo
     queues, group = ["first", "second", "third"], "backstage-workers"
     stream = Stream(there.redis, queues=queues, consumer="living~1")
     await stream.initialize()
-    clock.turn("+1h")
+    clock.turn(1)
     for queue in queues:
         for _ in range(3):
             await stream.enqueue("job", queue=queue)
         ((_, entries),) = await there.redis.xreadgroup(group, "dead~1", {there.key(queue): ">"})
         stream._cursors[queue] = f"({entries[1][0]}"
-    clock.turn("+0")
+    clock.turn(0)
     stream.clock.went_back = True
     reclaimer = Reclaimer(stream, idle=LEASE, interval=1)
 
@@ -169,9 +171,9 @@ async def test_delays_count_by_the_server_clock_wherever_it_stands(clock: Clock,
     async with Client(url=clock.server.url) as client, crew.workers[0].running():
         await client.enqueue("short", "in half an hour", delay=HOUR // 2)
         await client.enqueue("short", "in two hours", delay=2 * HOUR)
-        clock.turn("+1h")
+        clock.turn(1)
         await wait_until(lambda: crew.ends == ["in half an hour"])
-        clock.turn("-1h")
+        clock.turn(-1)
         begun = time.monotonic()
         await client.enqueue("short", "soon", delay=300)
         await wait_until(lambda: "soon" in crew.ends)
@@ -181,12 +183,12 @@ async def test_delays_count_by_the_server_clock_wherever_it_stands(clock: Clock,
 
 async def test_a_schedule_whose_record_lies_in_the_future_begins_anew(clock: Clock, there: Keyspace) -> None:
     """The clock ran two hours ahead, and was set right: the hourly schedule is back on record at the true time."""
-    clock.turn("+2h")
+    clock.turn(2)
     scheduler = Scheduler(url=clock.server.url, schedules=[CronTask("@hourly", "job", name="hourly")])
     async with scheduler.running():
         record = int(await there.redis.hget("backstage:cron", "hourly"))
         assert record > time.time() * 1000 + HOUR
-    clock.turn("+0")
+    clock.turn(0)
     async with scheduler.running():
         record = int(await there.redis.hget("backstage:cron", "hourly"))
         assert abs(record - time.time() * 1000) < 60_000
@@ -216,14 +218,14 @@ async def again(run: Run):
 @worker.on("chain")
 async def chain():
     say("chain")
-    return Next("later", delay=400)
+    return Next("later", delay=400, queue="urgent")
 """
     with monkeypatch.context() as environment:
         environment.setenv("LD_PRELOAD", faketime())
         environment.setenv("FAKETIME", offset)
         environment.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
         wrong = Process.worker(source, **settings)
-    right = Worker(**settings)
+    right = Worker(**settings, queues=["default"])
     right.on("long", lambda: None)
     with wrong:
         await wrong.consuming()
@@ -232,7 +234,7 @@ async def chain():
         async with right.running():
             begun = time.monotonic()
             for task in ("chain", "again"):
-                await client.enqueue(task)
+                await client.enqueue(task, queue="urgent")
             at = [(await wrong.said("later")).at, (await wrong.said("again", times=2)).at]
             assert all(0.4 <= each - begun < 2 for each in at), (begun, at)
             await wait_until(keyspace.settled, timeout=10)
