@@ -166,7 +166,7 @@ def _cause(story: Story, first: Hold, second: Hold) -> str:
         return "its attempt failed"
     if first.worker in story.told_to_end and story.told_to_end[first.worker] <= second.taken:
         return "told to end"
-    if story.regrouped(first.taken, second.taken):
+    if story.regrouped(min(first.taken, second.taken), max(first.taken, second.taken)):
         return "group destroyed"
     if story.killed.get(first.worker, 1e18) <= second.taken + 0.1:
         return "killed"
@@ -185,7 +185,7 @@ def _stale(holds: list[Hold]) -> Iterator[str]:
         if event is None or event.verdict is not True or event.note == "done":
             continue
         sent = event.at - event.span
-        later = [other for other in holds if other.deliveries > hold.deliveries and other.taken < sent]
+        later = [o for o in holds if o.deliveries > hold.deliveries and hold.taken < o.taken < sent]
         if later:
             yield f"{hold.token}: {event.note} of {hold.worker} took effect, {later[0].worker} had it by then"
 
@@ -194,7 +194,9 @@ def _undone(story: Story, holds: list[Hold]) -> Iterator[str]:
     for hold in holds:
         if hold.lost is None or (hold.end is not None and hold.end <= hold.lost):
             continue  # it was over, and its finish on the way
-        if hold.kind == "hard" or story.out_of_reach(hold, hold.lost) or story.regrouped(hold.taken, hold.lost):
+        if hold.kind == "hard" or story.out_of_reach(hold, hold.lost) or story.gave_up(hold, hold.lost):
+            continue
+        if story.regrouped(hold.taken, hold.lost):
             continue
         finished = [o for o in holds if o is not hold and o.how and o.end is not None and o.end <= hold.lost]
         if not finished:  # a success that comes first counts, even of a former holder
@@ -224,8 +226,8 @@ def _times(story: Story, snapshot: Snapshot) -> Iterator[Figure]:
         for _, hold, ask in delayed
         if story.calm((hold.start or 0) - (hold.started_wall - ask.answered - ask.delay) / 1000 - 2.0, hold.start or 0)
     )
-    at = late[int(len(late) * 0.99)] if late else 0.0
-    yield Figure("delayed jobs, late at p99 (outside outages)", "≤ 1 s", f"{at:.3f} s (n = {len(late)})", at <= 1.0)
+    p99 = [(late[int(len(late) * 0.99)], "p99")] * len(late)
+    yield bounded("delayed jobs, late at p99 (outside outages)", p99, 1.0)
     planted = {event.token: event for event in story.events if event.what == "plant"}
     text = [(str(fields), int(fields.get("deadLetteredAt", 0))) for fields in snapshot.dead]
     waits, missing = [], []
@@ -241,7 +243,9 @@ def _times(story: Story, snapshot: Snapshot) -> Iterator[Figure]:
 
 def bounded(name: str, times: Sequence[tuple[float, str]], limit: float) -> Figure:
     """A figure that is the longest of some times, in seconds."""
-    longest = max(times, default=(0.0, ""))
+    if not times:
+        return Figure(name, f"≤ {limit:g} s", "not measured", True)
+    longest = max(times)
     over = [f"{seconds:.3f} s: {what}" for seconds, what in times if seconds > limit]
     return Figure(name, f"≤ {limit:g} s", f"{longest[0]:.3f} s (n = {len(times)})", not over, over)
 

@@ -76,6 +76,8 @@ class Story:
         """Handlers that blocked the event loop, connections that don't know yet that they are dead: no reason to lose a
         lease, but nothing is taken there meanwhile."""
         self.renewed: dict[str, list[float]] = defaultdict(list)
+        self.beats: dict[str, list[float]] = defaultdict(list)
+        """The same, and when there was nothing to renew."""
         self._open: dict[tuple[str, str], Hold] = {}
         self._waiting: dict[tuple[str, str], list[Hold]] = defaultdict(list)
         for event in events:
@@ -98,6 +100,13 @@ class Story:
             if then - last > self.goals.lease - 0.15 and self.hit(hold.worker, last - 0.1, then):
                 return True
         return False
+
+    def gave_up(self, hold: Hold, at: float) -> bool:
+        """Whether its worker let it go because Redis was away for a lease, counted from when it last had none to ask."""
+        times = self.beats[hold.worker]
+        place = bisect_left(times, at)
+        last = times[place - 1] if place else 0.0
+        return at - last > self.goals.lease - 0.15 and self.hit(hold.worker, last - 0.1, at)
 
     def hit(self, worker: str, begin: float, end: float) -> bool:
         """Whether a fault touched this worker then."""
@@ -173,6 +182,7 @@ class Story:
             hold.lost = event.at
 
     def _renewed(self, event: Event) -> None:
+        self.beats[event.process].append(event.at)
         if event.number:  # with nothing to renew it asks nobody
             self.renewed[event.process].append(event.at)
 
