@@ -9,9 +9,10 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import click
@@ -68,19 +69,19 @@ def demo(session: Session, keep: bool) -> None:
     """
     progress, began = Progress(), time.monotonic()
     progress.say("Backstage: a day in a small shop, with a real server and real worker processes.\n")
-    with _like_ctrl_c(signal.SIGTERM, signal.SIGHUP), _place(session, keep, progress) as place:
+    with Interrupts() as interrupts, _place(session, keep, progress) as place:
         session.address = place.config.address
         crew = Crew(place.folder, place.url, place.config.prefix)
-        day = _live(place, crew, progress, keep)
         try:
-            facts = asyncio.run(day)
+            facts = asyncio.run(_live(place, crew, progress, interrupts, keep))
         except click.ClickException:
             progress.say(crew.logs())
             raise
         finally:
-            day.close()  # interrupted before it began, it would complain that nobody awaited it
-            with _undisturbed():
-                crew.end()
+            crew.end()
+        if interrupts.heard:
+            raise KeyboardInterrupt
+        assert facts is not None
         rows = verdict.judge(facts)
         wrong = sum(not row.ok for row in rows)
         progress.say("\nThis is what the server says about it:\n")
@@ -92,18 +93,55 @@ def demo(session: Session, keep: bool) -> None:
         progress.say(NEXT)
 
 
-async def _live(place: Place, crew: Crew, progress: Progress, keep: bool) -> Facts:
+class Interrupts:
+    """Ctrl-C, SIGTERM and SIGHUP, heard only where the demo can stop: they end the day.
+
+    What starts a server or tidies up is never cut into, as it would be by a KeyboardInterrupt at any moment.
+    """
+
+    def __init__(self) -> None:
+        self.heard = False
+        self._end: Callable[[], object] = lambda: None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._on)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    async def until(self, day: Coroutine[Any, Any, Facts]) -> Facts | None:
+        """The day's facts; None where it was interrupted."""
+        task, loop = asyncio.create_task(day), asyncio.get_running_loop()
+        self._end = lambda: loop.call_soon_threadsafe(task.cancel)
+        if self.heard:
+            task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            return None
+        finally:
+            self._end = lambda: None
+
+    def _on(self, *_: object) -> None:
+        self.heard = True
+        self._end()
+
+
+async def _live(place: Place, crew: Crew, progress: Progress, interrupts: Interrupts, keep: bool) -> Facts | None:
     """The day. Removes what it wrote to a server that isn't its own."""
     client = Client(place.config)
     day = Day(client, crew, progress)
     try:
-        return await day.run()
+        return await interrupts.until(day.run())
     finally:
-        with _undisturbed():
-            await asyncio.to_thread(crew.end)
-            if day.begun and not (keep or place.own):
-                await _sweep(client, progress)
-            await client.aclose()
+        await asyncio.to_thread(crew.end)
+        if day.begun and not (keep or place.own):
+            await _sweep(client, progress)
+        await client.aclose()
 
 
 async def _sweep(client: Client, progress: Progress) -> None:
@@ -146,26 +184,4 @@ def _server(folder: Path, progress: Progress) -> Iterator[str]:
     try:
         yield member.socket
     finally:
-        with _undisturbed():
-            member.leave()
-
-
-@contextlib.contextmanager
-def _like_ctrl_c(*numbers: signal.Signals) -> Iterator[None]:
-    """Takes these signals as Ctrl-C is taken: whatever ends the demo, it tidies up."""
-    before = {number: signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Tidying up takes a moment, and one more Ctrl-C must not leave half of it."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        member.leave()
