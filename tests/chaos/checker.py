@@ -226,7 +226,7 @@ def _times(story: Story, snapshot: Snapshot) -> Iterator[Figure]:
         for _, hold, ask in delayed
         if story.calm((hold.start or 0) - (hold.started_wall - ask.answered - ask.delay) / 1000 - 2.0, hold.start or 0)
     )
-    p99 = [(late[int(len(late) * 0.99)], "p99")] * len(late)
+    p99 = [(late[int(len(late) * 0.99)], "p99") for _ in late]
     yield bounded("delayed jobs, late at p99 (outside outages)", p99, 1.0)
     planted = {event.token: event for event in story.events if event.what == "plant"}
     text = [(str(fields), int(fields.get("deadLetteredAt", 0))) for fields in snapshot.dead]

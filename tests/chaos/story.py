@@ -102,7 +102,7 @@ class Story:
         return False
 
     def gave_up(self, hold: Hold, at: float) -> bool:
-        """Whether its worker let it go because Redis was away for a lease, counted from when it last had none to ask."""
+        """Whether its worker let it go because Redis was away for a lease, counted from its last renewal."""
         times = self.beats[hold.worker]
         place = bisect_left(times, at)
         last = times[place - 1] if place else 0.0
