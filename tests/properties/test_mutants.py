@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 from hypothesis import Phase, settings
+from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
 from properties.machine import Machine
@@ -93,14 +94,17 @@ def test_a_subtle_mistake_breaks_a_promise(
 
 @pytest.mark.parametrize("mutant", MUTANTS if profiles.LONG else SUBTLE, ids=lambda mutant: mutant.name)
 def test_the_machine_finds_a_mistake(mutant: Mutant, own_server: Server) -> None:
-    """Random histories, without a hint: the subtle ones always, all of them in the long profile."""
+    """Random histories, without a hint: the subtle ones always, all of them in the long profile.
+
+    What a mistake does may depend on the millisecond: then hypothesis has seen it, and not again.
+    """
 
     class Broken(Machine):
         server = own_server
         texts = staticmethod(mutant.text)
 
     generate = settings(profiles.examples(250), phases=[Phase.generate], report_multiple_bugs=False)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, Flaky)):
         run_state_machine_as_test(Broken, settings=settings(generate, stateful_step_count=50))
 
 
