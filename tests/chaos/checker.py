@@ -192,8 +192,8 @@ def _stale(holds: list[Hold]) -> Iterator[str]:
 
 def _undone(story: Story, holds: list[Hold]) -> Iterator[str]:
     for hold in holds:
-        if hold.lost is None or (hold.end is not None and hold.end <= hold.lost):
-            continue  # it was over, and its finish on the way
+        if hold.lost is None or hold.start is None or (hold.end is not None and hold.end <= hold.lost):
+            continue  # it never ran, or it was over and its finish on the way
         if hold.kind == "hard" or story.out_of_reach(hold, hold.lost) or story.gave_up(hold, hold.lost):
             continue
         if story.regrouped(hold.taken, hold.lost):
