@@ -14,6 +14,7 @@ from backstage.outcome import Outcome
 from backstage.scripts import Script, load
 from backstage.worker import lease
 from backstage.worker.lease import Lease
+from backstage.worker.sources import Reclaimer
 from backstage.worker.worker import Hall
 from support.killpoints import die
 
@@ -41,7 +42,13 @@ def ack_before_run() -> None:
 
 
 def no_renewal() -> None:
-    """Leases run from the moment of the take, however long the job is."""
+    """Leases run from the moment of the take, however long the job is. (Nor does it look for abandoned jobs: what it
+    finds of its own there begins its lease anew, too.)"""
+
+    async def nothing(self: Reclaimer, room: int) -> list[Delivery]:
+        return []
+
+    Reclaimer.take = nothing  # type: ignore[method-assign]
     Lease._renew = lambda self: None  # type: ignore[method-assign]
 
 
