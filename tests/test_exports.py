@@ -78,9 +78,19 @@ def test_import_loads_no_extra() -> None:
 
 
 def test_import_is_quick() -> None:
-    """It takes less than 150 ms of the processor: the best of several, for a busy machine slows any of them."""
-    code = "import time; t = time.process_time(); import backstage; print(time.process_time() - t)"
-    assert min(float(in_a_fresh_process(code)) for _ in range(5)) < 0.150
+    """It takes less than 150 ms of the processor, of which redis-py takes half, on a machine where that takes 75 ms.
+
+    On a slower or busier one both take longer, so the driver is the measure; the best of several counts.
+    """
+
+    def seconds(module: str) -> float:
+        code = f"import time; t = time.process_time(); import {module}; print(time.process_time() - t)"
+        return float(in_a_fresh_process(code))
+
+    ours, driver = (
+        min(times) for times in zip(*((seconds("backstage"), seconds("redis.asyncio")) for _ in range(5)), strict=True)
+    )
+    assert ours < 0.150 * max(1.0, driver / 0.075)
 
 
 def test_import_reads_no_environment() -> None:

@@ -10,7 +10,6 @@ import logging
 import os
 import secrets
 import socket
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -21,6 +20,7 @@ import redis.asyncio
 import redis.exceptions
 
 from backstage import blobs, wire
+from backstage.clock import Clock
 from backstage.durations import Duration, to_ms
 from backstage.errors import BackstageError, ConfigError, RedisRefused, quoted
 from backstage.findings import facts_of
@@ -42,33 +42,6 @@ RELEASED = "~released"
 """The consumer that owns what was given back: not a process, but a short pending list that all look at every second."""
 
 Held: TypeAlias = dict[str, dict[bytes, Delivery]]
-
-
-class Clock(msgspec.Struct):
-    """The server's clock, as last heard and carried on by our monotonic one. Scripts tell the time in their replies."""
-
-    leap: int = 10_000
-    """A difference of more ms than this is no delay on the way, but a clock that was set."""
-    server_ms: int = 0
-    heard: float = 0.0
-    leapt: float = -1e9
-    """When (monotonic) the server's clock was last found to have run ahead."""
-    went_back: bool = False
-
-    def hear(self, server_ms: int) -> None:
-        """Take over the server's time, and notice where it was set."""
-        ahead = server_ms - self.now() if self.heard else 0
-        self.server_ms, self.heard = server_ms, time.monotonic()
-        if ahead > self.leap:
-            self.leapt = self.heard
-        elif ahead < -self.leap:
-            self.went_back = True
-
-    def now(self) -> int:
-        """Server time in ms; our own clock's until the server was first heard."""
-        if not self.heard:
-            return wire.now_ms()
-        return self.server_ms + int((time.monotonic() - self.heard) * 1000)
 
 
 class Reclaimed(msgspec.Struct, frozen=True):

@@ -14,12 +14,13 @@ import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
+from backstage.clock import Clock
 from backstage.errors import ConfigError, MalformedJob, RedisRefused, RedisUnavailable
 from backstage.job import Delivery, Job
 from backstage.keys import Keys
 from backstage.outcome import Again, Dead, Done, Outcome, Released
 from backstage.queue import Queue
-from backstage.stream import Clock, Stream
+from backstage.stream import Stream
 from support.server import Server
 from support.waiting import wait_until
 
