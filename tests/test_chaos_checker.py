@@ -27,6 +27,8 @@ from support.server import Server
 from support.waiting import wait_until
 
 GOALS = Goals(lease=1.0, interval=0.2, concurrency=10)
+pytestmark = pytest.mark.chaos
+
 AT_ONCE = 6
 """Scenarios that run side by side."""
 

@@ -30,12 +30,13 @@ async def test_a_delayed_job_of_another_process_is_run_on_time(redis: Redis, url
 
     async with Client(url=url, prefix=prefix) as client, worker.running():
         await listened(redis, prefix)
-        for _ in range(3):
+        for _ in range(5):
             begun = time.monotonic()
             await client.enqueue("later", delay=50)
             await ran.wait()
             ran.clear()
-            assert 0.050 <= time.monotonic() - begun < 0.18
+            # The server counts whole milliseconds.
+            assert 0.048 <= time.monotonic() - begun < 0.5
 
 
 async def test_what_a_worker_gives_back_is_taken_at_once(redis: Redis, url: str, prefix: str) -> None:

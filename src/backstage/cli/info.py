@@ -52,8 +52,16 @@ async def _look(session: Session, as_json: bool, watch: bool) -> None:
         else:
             while True:
                 _print(queues, workers, as_json)
-                await asyncio.sleep(EVERY)
+                await _pause()
                 queues, workers = await inspector.queues(), await inspector.workers()
+
+
+async def _pause() -> None:
+    """Until the next look. A Ctrl-C that redis-py swallowed while it connected ends the watch here."""
+    watching = asyncio.current_task()
+    if watching is not None and watching.cancelling():
+        raise asyncio.CancelledError
+    await asyncio.sleep(EVERY)
 
 
 async def _live(inspector: Inspector, queues: QueuesInfo, workers: list[WorkerInfo]) -> None:
@@ -68,7 +76,7 @@ async def _live(inspector: Inspector, queues: QueuesInfo, workers: list[WorkerIn
         while True:
             tables = [ruled(table) for table in _tables(queues, workers)]
             live.update(Group(*tables, Text(note)), refresh=True)
-            await asyncio.sleep(EVERY)
+            await _pause()
             try:
                 queues, workers, note = await inspector.queues(), await inspector.workers(), ""
             except RedisUnavailable as exc:  # the last table stays until Redis is back
