@@ -6,9 +6,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# The half of the tests that starts most servers and processes.
-SLOW := tests/faults tests/deployments tests/cli tests/test_benchmarks.py tests/test_examples.py
-
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak check bench format typing docs chaos build clean
 
@@ -19,16 +16,7 @@ demo: $(VENV)/.demo ## A small shop's day on an embedded server: payments, retri
 	@$(BIN)/backstage demo
 
 test: $(VENV)/.dev ## All tests, on a real server (make test ARGS="-k priority" for some)
-ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
-else
-	@# Most tests wait for something, so two halves at once take half of the time.
-	@log=$$(mktemp); \
-	$(BIN)/python -m pytest $(SLOW) > $$log 2>&1 & slow=$$!; \
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(SLOW)); status=$$?; \
-	wait $$slow || status=1; \
-	cat $$log; rm -f $$log; exit $$status
-endif
 
 soak: $(VENV)/.dev ## A mixed load for 30 minutes, after which nothing has grown (ARGS="--minutes 2 --chart soak.svg")
 	PYTHONPATH=tests $(BIN)/python -m soak $(ARGS)
