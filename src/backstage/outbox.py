@@ -60,6 +60,8 @@ class Outbox:
         if not self._armed:
             self._armed = True
             self._loop.call_soon(self._flush)
+        elif len(self._waiting) >= self._at_once:
+            self._send_off()  # the server works on it while this turn still enqueues
         return future
 
     async def deliver(self, jobs: Sequence[Ready]) -> list[str | BackstageError | None]:
@@ -94,6 +96,9 @@ class Outbox:
 
     def _flush(self) -> None:
         self._armed = False
+        self._send_off()
+
+    def _send_off(self) -> None:
         while self._waiting and len(self._sending) < self._in_flight:
             most = next(cuts([payload for (_, payload, _), _ in self._waiting[: self._at_once]], self._at_once))
             batch, self._waiting = self._waiting[: most.stop], self._waiting[most.stop :]
@@ -104,8 +109,7 @@ class Outbox:
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._sending.discard(task)
-        if self._waiting:
-            self._flush()
+        self._send_off()
 
     async def _send(self, batch: list[tuple[Ready, asyncio.Future[str | None]]]) -> None:
         try:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from backstage.blobs import Ready
+from backstage.eager import EAGER
 from backstage.errors import BackstageError, RedisRefused, RedisUnavailable
 from backstage.job import Job
 from backstage.outbox import AT_ONCE, IN_FLIGHT, MOST, MOST_BYTES, Outbox, cuts
@@ -71,6 +72,18 @@ async def test_a_batch_is_bounded() -> None:
     bench.sender.gate.set()
     await asyncio.gather(*futures)
     assert sum(len(tasks) for tasks, _, _ in bench.sender.calls) == AT_ONCE * (IN_FLIGHT + 2)
+
+
+async def test_a_full_batch_leaves_before_the_turn_ends() -> None:
+    """The server works on the first jobs of many while the same turn still enqueues, where tasks start eagerly."""
+    bench = Bench(held=True)
+    futures = bench.put(*["t"] * (AT_ONCE + 1))
+    assert len(bench.sender.calls) == (1 if EAGER else 0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [len(tasks) for tasks, _, _ in bench.sender.calls] == [AT_ONCE, 1]
+    bench.sender.gate.set()
+    await asyncio.gather(*futures)
 
 
 async def test_a_batch_is_bounded_in_bytes() -> None:
