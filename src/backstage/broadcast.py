@@ -345,7 +345,7 @@ class Broadcast(Service):
 
     @property
     def _keys(self) -> Keys:
-        return Keys(self._config.prefix)
+        return Keys(self._config.prefixes[0])
 
     async def _open(self) -> Redis:
         if self._redis is not None:

@@ -4,68 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, Self, TypeAlias, Unpack, overload
+from typing import Any, Self, Unpack, overload
 
 from redis.asyncio import Redis
 
 from backstage.blobs import Ready
 from backstage.config import RedisConfig, RedisOptions
-from backstage.connection import Connector, close
-from backstage.durability import TOGETHER, Safe, check_durability
+from backstage.connection import Connector
+from backstage.durability import check_durability
 from backstage.durations import Duration, until
 from backstage.errors import BackstageError, ConfigError, PayloadTooLarge
 from backstage.job import AnyDedupe, CallOptions, Durability, EnqueueOptions, Job, Next, ScheduleOptions
-from backstage.outbox import MOST, Outbox, cuts
+from backstage.link import Link
 from backstage.serializer import encode_all
-from backstage.stream import Stream
 from backstage.task import AnyTask, E, P, Payloadless, R, Task, TaskRegistry
-
-BULK_IN_FLIGHT = 2
-"""Calls of `enqueue_many` on their way at once: the next is encoded while the server runs the last."""
-
-
-Mend: TypeAlias = Callable[[], Awaitable[None]]
-
-
-class Link:
-    """What one event loop of one process has open."""
-
-    def __init__(self, client: Redis, stream: Stream, outbox: Outbox, config: RedisConfig, mend: Mend) -> None:
-        self.redis, self.stream, self.outbox = client, stream, outbox
-        self._config, self._mend = config, mend
-        self._safe: dict[Durability, tuple[Safe, Outbox]] = {}
-        self.loop, self.pid = asyncio.get_running_loop(), os.getpid()
-
-    @property
-    def usable(self) -> bool:
-        return self.loop is asyncio.get_running_loop() and self.pid == os.getpid()
-
-    def outbox_for(self, durability: Durability) -> Outbox:
-        """The outbox whose calls wait for this; all but the plain one have a connection of their own."""
-        if durability == "memory":
-            return self.outbox
-        if durability not in self._safe:
-            config = self._config
-            budget = config.connect_timeout
-            safe = Safe(
-                self.redis, durability, prefix=config.prefix, connect_timeout=budget, wait=budget * 4 // 10
-            )  # a try has half of the budget
-            outbox = Outbox(
-                safe, budget=budget, mend=self._mend, at_once=TOGETHER, in_flight=1, promise="enqueued and confirmed"
-            )
-            self._safe[durability] = safe, outbox
-        return self._safe[durability][1]
-
-    async def close(self) -> None:
-        await self.outbox.drain()
-        for safe, outbox in self._safe.values():
-            await outbox.drain()
-            await safe.aclose()
-        await self.stream.aclose()
-        await close(self.redis)
 
 
 class Client:
@@ -101,7 +55,7 @@ class Client:
 
     @property
     def redis(self) -> Redis:
-        """A redis-py client for the same server, opened in the running event loop."""
+        """A redis-py client for the same server (that of keyspace 0), opened in the running event loop."""
         return self._open().redis
 
     @overload
@@ -154,33 +108,15 @@ class Client:
         """Ask for many jobs; their ids in the order given, None for duplicates.
 
         All are checked before anything is sent. Then they travel in calls of 500: after RedisUnavailable some may have
-        arrived, all before the first that is missing but for the last call or two.
+        arrived, all before the first that is missing but for the last call or two. With several keyspaces this holds
+        for each of those that failed; the others have theirs, and the error tells how many that are.
         """
         jobs = list(jobs)
         payloads = self._checked(jobs)
         how = check_durability(durability)
-        outbox = (await self._linked()).outbox_for(how)
-        verdicts: list[str | BackstageError | None] = []
-        sending: deque[asyncio.Task[list[str | BackstageError | None]]] = deque()
-        try:
-            routes = {task: self._route(task) for task in {job._task for job in jobs}}
-            for cut in cuts(payloads, MOST if how == "memory" else TOGETHER):
-                ready = [
-                    (job, payload, job._queue or job.route or routes[job._task])
-                    for job, payload in zip(jobs[cut], payloads[cut], strict=True)
-                ]
-                sending.append(asyncio.create_task(outbox.deliver(ready)))
-                await asyncio.sleep(0)  # it leaves now, not after the next one is encoded
-                if len(sending) == BULK_IN_FLIGHT:
-                    verdicts += await sending[0]
-                    sending.popleft()
-            while sending:
-                verdicts += await sending[0]
-                sending.popleft()
-        finally:
-            for task in sending:
-                task.cancel()
-            await asyncio.gather(*sending, return_exceptions=True)
+        link = await self._linked()
+        routes = {task: self._route(task) for task in {job._task for job in jobs}}
+        verdicts = await link.send_many(jobs, payloads, routes, how)
         refused = [verdict for verdict in verdicts if isinstance(verdict, BackstageError)]
         if refused:
             raise type(refused[0])(f"{len(refused)} of {len(verdicts)} jobs were refused, the first one: {refused[0]}")
@@ -220,6 +156,10 @@ class Client:
         if self._link is not None:
             raise ConfigError("configure() comes too late: this client has connected already")
         self._config, self._connector = config, Connector(config)
+
+    def _keyspaces(self) -> Sequence[tuple[str, Redis]]:
+        """The prefix of each, and a client of its server."""
+        return [(space.prefix, space.redis) for space in self._open().spaces]
 
     async def _linked(self) -> Link:
         """The link of this loop and process; opens it without holding up the loop."""
@@ -262,22 +202,5 @@ class Client:
         if self._link is None or not self._link.usable:
             if self._link is not None and self._link.pid != os.getpid():
                 self._inherited.append(self._link)
-            client = self._connector.client()
-            stream = self._stream(client)
-            self._link = Link(
-                client,
-                stream,
-                Outbox(stream, budget=self._config.connect_timeout, mend=self._connector.mend),
-                self._config,
-                self._connector.mend,
-            )
+            self._link = Link(self._config, self._connector)
         return self._link
-
-    def _stream(self, client: Redis) -> Stream:
-        config = self._config
-        return Stream(
-            client,
-            prefix=config.prefix,
-            serializer=config.serializer,
-            connect_timeout=config.connect_timeout,
-        )

@@ -19,7 +19,7 @@ from backstage.cron import CronTask
 from backstage.durations import LONGEST, Duration, to_ms
 from backstage.errors import ConfigError, quoted
 from backstage.job import AnyBackoff, Backoff, to_attempts, to_backoff
-from backstage.keys import check_prefix
+from backstage.keys import check_prefix, numbered
 from backstage.logs import LoggerConfig
 from backstage.queue import DEFAULT_QUEUES, Queue, check_name, ordered
 from backstage.retry import DEFAULT_ATTEMPTS, DEFAULT_BACKOFF
@@ -52,6 +52,7 @@ class RedisOptions(TypedDict, total=False):
     db: int | None
     credential_provider: Credentials | None
     prefix: str | None
+    keyspaces: int | None
     connect_timeout: Duration | None
     max_payload: int | None
     serializer: Serializer | None
@@ -210,6 +211,7 @@ class RedisConfig:
     db: int = _setting(0, _whole(0), "REDIS_DB")
     credential_provider: Credentials | None = _setting(None, _credential_provider)  # noqa: RUF009 - as below
     prefix: str = _setting("backstage", check_prefix, "BACKSTAGE_PREFIX")
+    keyspaces: int = _setting(1, _whole(1, 256), "BACKSTAGE_KEYSPACES")
     connect_timeout: int = _setting(5_000, _duration(1))
     max_payload: int = _setting(1024 * 1024, _whole(1))
     serializer: Serializer = _setting(_JSON, _serializer)  # noqa: RUF009 - a Field, made once
@@ -236,6 +238,13 @@ class RedisConfig:
         if self.url is None:
             return shown_parts("redis", self.username, self.host, self.port, self.db)
         return shown(self.url)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The prefix of each keyspace: `prefix` itself, or with several `{backstage:0}`, `{backstage:1}` and so on."""
+        if self.keyspaces == 1:
+            return (self.prefix,)
+        return tuple(numbered(self.prefix, n) for n in range(self.keyspaces))
 
     def __repr__(self) -> str:
         changed = [
@@ -309,11 +318,15 @@ def _check_together(config: RedisConfig) -> None:
         if config.username is not None or config.password is not None or "@" in urlsplit(url).netloc:
             raise ConfigError("credential_provider: it gives username and password, so neither may be given besides")
     found = several(url) if url else None
-    if found is not None and found.kind == "cluster" and not tagged(config.prefix):
-        raise ConfigError(
-            f"prefix={config.prefix!r}: in a cluster all keys must be in one slot; give it a hash tag, like "
-            f"prefix={'{' + config.prefix.strip('{}') + '}'!r}"
-        )
+    if not tagged(config.prefix):
+        hint = f"give it a hash tag, like prefix={'{' + config.prefix.strip('{}') + '}'!r}"
+        if config.keyspaces > 1:
+            raise ConfigError(
+                f"prefix={config.prefix!r}: with keyspaces={config.keyspaces} each has its number in it; {hint}"
+            )
+        if found is not None and found.kind == "cluster":
+            raise ConfigError(f"prefix={config.prefix!r}: in a cluster all keys must be in one slot; {hint}")
+    check_prefix(config.prefixes[-1])  # the longest
 
 
 @dataclass(frozen=True, init=False, repr=False)

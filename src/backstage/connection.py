@@ -41,8 +41,11 @@ class Connector:
         if self._embedded:
             await asyncio.to_thread(self._join)
 
-    def client(self) -> redis.asyncio.Redis:
-        """A new client. It waits `connect_timeout` for a connection and repeats no command."""
+    def client(self, prefix: str | None = None) -> redis.asyncio.Redis:
+        """A new client; in a cluster, of the node that owns `prefix`, or the configured one.
+
+        It waits `connect_timeout` for a connection and repeats no command.
+        """
         config = self._config
         common: dict[str, Any] = {
             "socket_connect_timeout": config.connect_timeout / 1000,
@@ -57,7 +60,7 @@ class Connector:
         if config.url is not None:
             try:
                 if (found := several(config.url)) is not None:
-                    return self._follower(found, common)
+                    return self._follower(found, prefix or config.prefix, common)
                 return redis.asyncio.Redis.from_url(config.url, **common)
             except (ValueError, TypeError) as exc:  # the driver's text may quote the URL with its password
                 raise ConfigError(f"url {config.address}: redis-py can't use it ({type(exc).__name__})") from None
@@ -70,7 +73,7 @@ class Connector:
             **common,
         )
 
-    def _follower(self, found: Several, common: dict[str, Any]) -> redis.asyncio.Redis:
+    def _follower(self, found: Several, prefix: str, common: dict[str, Any]) -> redis.asyncio.Redis:
         """A client whose connections go to the master, or to the node of the keyspace, wherever that is by then."""
         client = redis.asyncio.Redis.from_url(found.plain, **common)
         pool = client.connection_pool
@@ -84,7 +87,7 @@ class Connector:
             finder = of_sentinels(found.nodes, found.master, options=options, tls=found.tls, timeout=timeout)
         else:
             options |= {k: v for k, v in given.items() if k in ("username", "password", "credential_provider")}
-            finder = of_cluster(found.nodes, self._config.prefix, options=options, tls=found.tls, timeout=timeout)
+            finder = of_cluster(found.nodes, prefix, options=options, tls=found.tls, timeout=timeout)
         pool.connection_kwargs["finder"] = finder
         return client
 

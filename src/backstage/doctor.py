@@ -14,16 +14,19 @@ from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any
 
+from redis.asyncio import Redis
+
 from backstage import findings as f
 from backstage import rights
 from backstage.cron import CronTask
 from backstage.errors import RedisRefused
 from backstage.findings import Finding
-from backstage.inspector import Inspector, Source
+from backstage.inspector import Source
 from backstage.keys import Keys
 from backstage.lane import Argument, Lane, Refusal, dialer
 from backstage.report import QueueInfo, QueuesInfo, WorkerInfo
 from backstage.scripts import load
+from backstage.survey import Survey
 
 CALL_TIMEOUT = 10.0
 """Seconds that one call may take."""
@@ -70,19 +73,41 @@ class Doctor:
 
     def __init__(self, client: Source, *, group: str | None = None, schedules: Iterable[CronTask] = ()) -> None:
         self._client = client
-        self._keys = Keys(client.config.prefix)
         self._group = group or str(getattr(client.config, "consumer_group", "backstage-workers"))
         self._schedules = [*schedules, *getattr(client.config, "schedules", ())]
 
     async def examine(self) -> list[Finding]:
         """All findings, the worst first; `ok` for each check that found nothing.
 
-        Raises RedisUnavailable or RedisRefused where it can't look at all.
+        Where there are several keyspaces, what is not the same in all of them tells where it is. Raises
+        RedisUnavailable or RedisRefused where it can't look at all.
         """
-        inspector = Inspector(self._client, group=self._group)
-        queues, workers = await inspector.queues(), list[WorkerInfo]()
+        spaces, timeout = self._client._keyspaces(), self._client.config.connect_timeout
+        told: dict[str, list[tuple[str, list[Finding]]]] = {}
+        for n, (prefix, redis) in enumerate(spaces):
+            schedules = self._schedules if n == 0 else None
+            examination = Examination(redis, prefix, group=self._group, connect_timeout=timeout, schedules=schedules)
+            for name, found in (await examination.rounds()).items():
+                told.setdefault(name, []).append((prefix, found))
+        found = [finding for name, each in told.items() for finding in _together(each) or [Finding("ok", name)]]
+        return sorted(found, key=lambda finding: -f.SEVERITIES.index(finding.severity))
+
+
+class Examination:
+    """Of one keyspace and its server. `schedules`: those that are known; None where there are none, being elsewhere."""
+
+    def __init__(
+        self, redis: Redis, prefix: str, *, group: str, connect_timeout: int, schedules: Sequence[CronTask] | None
+    ) -> None:
+        self._keys, self._group, self._schedules = Keys(prefix), group, schedules
+        self._dial = dialer(redis, connect_timeout=connect_timeout / 1000)
+        self._survey = Survey(redis, prefix, group=group, connect_timeout=connect_timeout)
+
+    async def rounds(self) -> dict[str, list[Finding]]:
+        """What each check found."""
+        queues, workers = await self._survey.queues(None), list[WorkerInfo]()
         with contextlib.suppress(RedisRefused):  # the registry is of another type: the round of the keys says so
-            workers = await inspector.workers()
+            workers = await self._survey.workers()
         async with self._lane() as lane:
             (text,) = await lane.many([("INFO",)])
             info = f.facts_of(text.decode("utf-8", "replace")) if isinstance(text, bytes) else {}
@@ -95,17 +120,16 @@ class Doctor:
                 "workers": _silent(workers, now),
                 "queues": [finding for queue in queues for finding in await self._queue(lane, queue, workers, now)],
                 "tasks": await self._tasks(lane, queues, workers),
-                "schedules": await self._cron(lane, now),
+                "schedules": [] if self._schedules is None else await self._cron(lane, self._schedules, now),
                 "keys": await self._all_keys(lane, queues, workers),
             }
-        found = [finding for each in rounds.values() for finding in each]
-        fine = [Finding("ok", name) for name, each in rounds.items() if not each]
-        return sorted([*found, *fine], key=lambda finding: -f.SEVERITIES.index(finding.severity))
+        if self._schedules is None:
+            del rounds["schedules"]
+        return rounds
 
     @contextlib.asynccontextmanager
     async def _lane(self) -> AsyncIterator[Lane]:
-        dial = dialer(self._client.redis, connect_timeout=self._client.config.connect_timeout / 1000)
-        lane = Lane(dial, timeout=CALL_TIMEOUT)
+        lane = Lane(self._dial, timeout=CALL_TIMEOUT)
         try:
             yield lane
         finally:
@@ -244,18 +268,18 @@ class Doctor:
         fields = [_pairs(flat) for _, flat in ([] if isinstance(entries, Refusal) else entries)]
         return {_text(each["taskName"]) for each in fields if "taskName" in each}
 
-    async def _cron(self, lane: Lane, now: int) -> list[Finding]:
+    async def _cron(self, lane: Lane, schedules: Sequence[CronTask], now: int) -> list[Finding]:
         """Known schedules exactly; of the others only what a record tells by itself."""
         (flat,) = await lane.many([("HGETALL", self._keys.cron)])
         records = {} if isinstance(flat, Refusal) else {name: _slot(value) for name, value in _pairs(flat).items()}
         found: list[Finding] = []
-        for schedule in self._schedules:
+        for schedule in schedules:
             record = records.get(schedule.name)
             if record is None:
                 found.append(f.NEVER_SEEN.of(schedule=schedule.name))
             elif record <= now and (due := schedule.next_run(_instant(record))) < _instant(now - OVERDUE):
                 found.append(f.OVERDUE.of(schedule=schedule.name, due=due.isoformat()))
-        known = {schedule.name for schedule in self._schedules}
+        known = {schedule.name for schedule in schedules}
         for name, record in records.items():
             if record is not None and record > now + OVERDUE:
                 found.append(f.FUTURE_SCHEDULE.of(schedule=name, last=_when(record)))
@@ -281,6 +305,18 @@ class Doctor:
                 lasting.append(name)
         kinds = (f.WRONG_TYPE, wrong), (f.FOREIGN, foreign), (f.NO_TTL, lasting)
         return [kind.of(keys=_some(names), count=len(names)) for kind, names in kinds if names]
+
+
+def _together(spaces: Sequence[tuple[str, list[Finding]]]) -> list[Finding]:
+    """The findings of one check. What was not found in all keyspaces is told with those where it was."""
+    found: dict[Finding, list[str]] = {}
+    for prefix, findings in spaces:
+        for finding in findings:
+            found.setdefault(finding, []).append(prefix)
+    return [
+        finding if len(prefixes) == len(spaces) else finding.of(**finding.facts, keyspaces=_some(prefixes))
+        for finding, prefixes in found.items()
+    ]
 
 
 async def _scan(lane: Lane, pattern: str) -> AsyncIterator[tuple[str, str, int]]:

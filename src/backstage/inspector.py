@@ -1,51 +1,29 @@
 """Inspector: the read and repair side. Counts queues, lists workers and dead jobs, puts them back or deletes them.
 
-A running worker needs none of it. Every call opens a connection of its own and closes it again.
+A running worker needs none of it. Where there are several keyspaces it looks at all of them; what one of them is like
+stands in survey.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import re
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-import redis.asyncio
+from redis.asyncio import Redis
 
-from backstage.errors import ConfigError, RedisRefused, quoted
-from backstage.keys import Keys
-from backstage.lane import Lane, dialer
-from backstage.queue import DEFAULT_QUEUES, RESERVED, Queue
-from backstage.report import DeadJob, QueueInfo, QueuesInfo, WorkerInfo, dead_job, instant
-from backstage.scripts import load, pack
+from backstage.errors import ConfigError, quoted
+from backstage.queue import DEFAULT_QUEUES, Queue
+from backstage.report import DeadJob, QueueInfo, QueuesInfo, WorkerInfo
+from backstage.survey import Progress, Survey
+
+__all__ = ["Inspector", "Progress", "Source", "inspect"]
 
 log = logging.getLogger("backstage")
 
-CALL_TIMEOUT = 10.0
-"""Seconds that one call may take."""
-PAGE = 250
-"""Entries or members that one call reads, moves or deletes."""
-COUNTED = 1_000
-"""Entries of a stream that are counted one by one, where the server can't tell."""
-ROUTED = 10_000
-"""Members of a set whose queues are all looked up; of a larger set as many are sampled as fit into `SAMPLED`."""
-SAMPLED = 2_500
-SCANNED = 1_000
-"""Steps of a thousand keys that the search for queues takes at most."""
-
-_LAPSED = ("deadLetteredAt", "originalId", "deliveryCount", "queue", "reason", "error", "traceback",
-           "attempt", "crashes", "since")  # fmt: skip
-"""Fields of a dead job that a retry leaves behind: it starts anew."""
-
-_ENTRY_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}", re.ASCII)
-
-Progress: TypeAlias = Callable[[int, int], None]
-"""Called after each step with how many entries were done, and how many passed over, so far."""
+_ENTRY_ID = re.compile(r"(?:([0-9]{1,3}):)?([0-9]{1,20})-([0-9]{1,20})", re.ASCII)
 
 
 class Settings(Protocol):
@@ -59,16 +37,18 @@ class Source(Protocol):
     """What an Inspector needs to know of a client."""
 
     @property
-    def redis(self) -> redis.asyncio.Redis: ...
-    @property
     def config(self) -> Settings: ...
+
+    def _keyspaces(self) -> Sequence[tuple[str, Redis]]:
+        """The prefix of each, and a client of its server."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Given:
     """A redis-py client and a prefix, as a Source."""
 
-    redis: redis.asyncio.Redis
+    redis: Redis
     prefix: str
     connect_timeout: int = 5_000
 
@@ -76,9 +56,12 @@ class _Given:
     def config(self) -> _Given:
         return self
 
+    def _keyspaces(self) -> Sequence[tuple[str, Redis]]:
+        return [(self.prefix, self.redis)]
+
 
 async def inspect(
-    redis: redis.asyncio.Redis,
+    redis: Redis,
     queues: Iterable[Queue | str] = DEFAULT_QUEUES,
     *,
     prefix: str = "backstage",
@@ -89,14 +72,14 @@ async def inspect(
 
 
 class Inspector:
-    """Looks at one keyspace and repairs it. `client` is a Client or a Worker, whose consumer group is looked at.
+    """Looks at the keyspaces of `client`, a Client or a Worker whose consumer group is looked at, and repairs them.
 
-    Every method raises RedisUnavailable or RedisRefused, and repeats nothing by itself: all may be called again.
+    Every method raises RedisUnavailable or RedisRefused, and repeats nothing by itself: all may be called again. With
+    several keyspaces an entry id begins with the keyspace's number, like `2:1700000000000-0`.
     """
 
     def __init__(self, client: Source, *, group: str | None = None) -> None:
         self._client = client
-        self._keys = Keys(client.config.prefix)
         self._group = group or str(getattr(client.config, "consumer_group", "backstage-workers"))
 
     # ---- looking -----------------------------------------------------------------------------------------------------
@@ -109,39 +92,18 @@ class Inspector:
         random sample is looked at, and the size divided by its shares), and `waiting`, where a thousand entries were
         left behind, a thousand wait, and the server can't tell because some were deleted unread.
         """
-        async with self._lane() as lane:
-            routes, total, sampled = await self._routes(lane)
-            complete = True
-            if names is None:
-                found, complete = await self._find(lane)
-                known = [queue.name for queue in DEFAULT_QUEUES]
-                listed = known + sorted((found | set(routes)) - set(known))
-            else:
-                listed = list(dict.fromkeys(_name(queue) for queue in names))
-            head = [await self._survey(lane, name) for name in listed[:1]]
-            rest = await asyncio.gather(*(self._survey(lane, name) for name in listed[1:]))
-        queues = tuple(
-            _queue_info(name, reply, routes.get(name, 0), sampled)
-            for name, reply in zip(listed, [*head, *rest], strict=True)
-        )
-        return QueuesInfo(queues, total, complete)
+        asked = None if names is None else [_name(queue) for queue in names]
+        spaces = [await survey.queues(asked) for survey in self._surveys()]
+        return spaces[0] if len(spaces) == 1 else _sum(spaces, in_order=asked is not None)
 
     async def workers(self) -> list[WorkerInfo]:
         """The workers that live, by id: those whose entry in the registry has not lapsed."""
-        async with self._lane() as lane:
-            flat = await lane.call("ZRANGE", self._keys.workers, "0", "-1", "WITHSCORES")
-            beats = {_text(name): float(score) for name, score in zip(flat[::2], flat[1::2], strict=True)}
-            ids = {consumer: consumer.rpartition("~")[0] for consumer in beats}
-            hashes = await lane.many([("HGETALL", self._keys.worker(id)) for id in ids.values()])
-        found = []
-        for (consumer, id), reply in zip(ids.items(), hashes, strict=True):
-            seen = instant(beats[consumer])
-            if not reply or isinstance(reply, Exception) or seen is None:
-                continue
-            facts = {_text(name): _text(value) for name, value in zip(reply[::2], reply[1::2], strict=True)}
-            facts.pop("seen", None)
-            found.append(WorkerInfo(id, consumer, seen, facts))
-        return sorted(found, key=lambda worker: worker.consumer)
+        found: dict[str, WorkerInfo] = {}
+        for survey in self._surveys():
+            for worker in await survey.workers():
+                known = found.get(worker.consumer)
+                found[worker.consumer] = worker if known is None or known.seen < worker.seen else known
+        return sorted(found.values(), key=lambda worker: worker.consumer)
 
     async def dead(
         self, queue: Queue | str, *, limit: int = 100, after: str | None = None, newest_first: bool = False
@@ -149,19 +111,20 @@ class Inspector:
         """At most `limit` entries of a queue's dead letter, oldest first; `after` an entry id: the next page."""
         if type(limit) is not int or limit < 1:
             raise ConfigError(f"limit={quoted(limit)}: must be a whole number, 1 or more")
-        name, found = _name(queue), list[DeadJob]()
-        mark = None if after is None else _entry_id(after)
-        async with self._lane() as lane:
-            while len(found) < limit:
-                bound = f"({mark}" if mark else ("+" if newest_first else "-")
-                verb, end = ("XREVRANGE", "-") if newest_first else ("XRANGE", "+")
-                asked = min(PAGE, limit - len(found))
-                page = await lane.call(verb, self._keys.dead_letter(name), bound, end, "COUNT", str(asked))
-                found += [dead_job(name, entry_id.decode(), flat) for entry_id, flat in page]
-                if len(page) < asked:
-                    break
-                mark = found[-1].entry_id
-        return found
+        name, surveys = _name(queue), self._surveys()
+        mark = None if after is None else self._entry(after, len(surveys))
+        found: list[tuple[tuple[int, int, int], DeadJob]] = []
+        for n, survey in enumerate(surveys):
+            begin = None
+            if mark is not None:  # entries of one id are in the order of their keyspaces
+                behind = n < mark[0] if newest_first else n > mark[0]
+                begin = mark[1] if behind else f"({mark[1]}"
+            for job in await survey.dead(name, limit=limit, begin=begin, newest_first=newest_first):
+                ms, _, place = job.entry_id.partition("-")
+                told = job if len(surveys) == 1 else replace(job, entry_id=f"{n}:{job.entry_id}")
+                found.append(((int(ms), int(place), n), told))
+        found.sort(key=lambda each: each[0], reverse=newest_first)
+        return [job for _, job in found[:limit]]
 
     # ---- repairing ---------------------------------------------------------------------------------------------------
 
@@ -173,19 +136,12 @@ class Inspector:
         Without `entry_ids`: all that are there now. Each job moves in one step. Returns how many did; an entry that
         never was a job can't, stays where it is, and is logged as a warning.
         """
-        name = _name(queue)
-        keys = [self._keys.dead_letter(name), self._keys.stream(name)]
+        name, surveys = _name(queue), self._surveys()
         retried, passed = 0, list[str]()
-        async with self._lane() as lane:
-            for ids in _batches(entry_ids):
-                mark, last = "-", "" if ids else await self._last(lane, keys[0])
-                while mark:
-                    blob = pack((name, ids, mark, last, PAGE, _LAPSED))
-                    moved, following, *refused = await lane.script(load("dead_retry"), keys, blob)
-                    mark, retried = following.decode(), retried + moved
-                    passed += map(_text, refused)
-                    if progress is not None:
-                        progress(retried, len(passed))
+        for n, ids in self._places(entry_ids, len(surveys)):
+            moved, refused = await surveys[n].retry(name, ids, _onward(progress, retried, len(passed)))
+            retried += moved
+            passed += [id if len(surveys) == 1 else f"{n}:{id}" for id in refused]
         if passed:
             shown = ", ".join(passed[:10]) + (", …" if len(passed) > 10 else "")
             log.warning("%d entries in the dead letter of %s are no jobs and stay there: %s", len(passed), name, shown)
@@ -195,104 +151,77 @@ class Inspector:
         self, queue: Queue | str, entry_ids: Iterable[str] | None = None, *, progress: Progress | None = None
     ) -> int:
         """Delete dead jobs for good; without `entry_ids` all that are there now. Returns how many were deleted."""
-        key, deleted = self._keys.dead_letter(_name(queue)), 0
-        async with self._lane() as lane:
-            for ids in _batches(entry_ids):
-                more, last = True, "" if ids else await self._last(lane, key)
-                while more:
-                    gone, more = await lane.script(load("dead_purge"), [key], pack((ids, last, PAGE)))
-                    deleted += gone
-                    if progress is not None:
-                        progress(deleted, 0)
+        name, surveys, deleted = _name(queue), self._surveys(), 0
+        for n, ids in self._places(entry_ids, len(surveys)):
+            deleted += await surveys[n].purge(name, ids, _onward(progress, deleted, 0))
         return deleted
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def _lane(self) -> AsyncIterator[Lane]:
-        dial = dialer(self._client.redis, connect_timeout=self._client.config.connect_timeout / 1000)
-        lane = Lane(dial, timeout=CALL_TIMEOUT)
-        try:
-            yield lane
-        finally:
-            await lane.close()
+    def _surveys(self) -> list[Survey]:
+        """One for each keyspace."""
+        timeout = self._client.config.connect_timeout
+        return [
+            Survey(redis, prefix, group=self._group, connect_timeout=timeout)
+            for prefix, redis in self._client._keyspaces()
+        ]
 
-    async def _last(self, lane: Lane, key: str) -> str:
-        """The newest entry's id, `0-0` where there is none: what is added later (it died again) is left alone."""
-        newest = await lane.call("XREVRANGE", key, "+", "-", "COUNT", "1")
-        return newest[0][0].decode() if newest else "0-0"
+    def _places(self, entry_ids: Iterable[str] | None, count: int) -> list[tuple[int, list[str] | None]]:
+        """The numbers of the keyspaces, and which entries are meant there: None for all."""
+        if entry_ids is None:
+            return [(n, None) for n in range(count)]
+        if isinstance(entry_ids, (str, bytes)):
+            raise ConfigError(f"entry_ids={quoted(entry_ids)}: must be a list of entry ids, like [{quoted(entry_ids)}]")
+        places: dict[int, list[str] | None] = {}
+        for n, id in [self._entry(value, count) for value in entry_ids]:
+            ids = places.setdefault(n, [])
+            assert ids is not None
+            ids.append(id)
+        return list(places.items())
 
-    async def _survey(self, lane: Lane, name: str) -> list[Any]:
-        keys = [self._keys.stream(name), self._keys.dead_letter(name)]
-        try:
-            reply: list[Any] = await lane.script(load("survey"), keys, pack((self._group, COUNTED)))
-        except RedisRefused as exc:
-            return [str(exc).encode()]
-        return reply
-
-    async def _routes(self, lane: Lane) -> tuple[Counter[str], int, bool]:
-        """Where the members of both sets go: by queue, how many in all, and whether it's by sample."""
-        routes, total, sampled = Counter[str](), 0, False
-        for key in (self._keys.scheduled, self._keys.retries):
-            (size,) = await lane.many([("ZCARD", key)])
-            if not isinstance(size, int):  # a key of another type: workers say so
-                continue
-            total += size
-            found = Counter[str]()
-            ranks = range(0, size, PAGE) if size <= ROUTED else [-1] * (SAMPLED // PAGE)
-            for rank in ranks:
-                flat = await lane.script(load("routes"), [key], pack((self._keys.prefix, rank, PAGE)))
-                for name, n in zip(flat[::2], flat[1::2], strict=True):
-                    found[_queue(_text(name))] += n
-            if size > ROUTED:
-                sampled, seen = True, found.total()
-                found = Counter({name: round(n * size / seen) for name, n in found.items()})
-            routes += found
-        return routes, total, sampled
-
-    async def _find(self, lane: Lane) -> tuple[set[str], bool]:
-        """Queues by their keys, and whether all keys were looked at."""
-        prefix = f"{self._keys.prefix}:"
-        pattern = re.sub(r"([\\*?\[\]])", r"\\\1", prefix) + "*"
-        found, cursor = set[str](), "0"
-        for _ in range(SCANNED):
-            mark, page = await lane.call("SCAN", cursor, "MATCH", pattern, "COUNT", "1000", "TYPE", "stream")
-            for key in page:
-                with contextlib.suppress(UnicodeDecodeError):  # no SDK writes such a name
-                    name = key.decode()[len(prefix) :].removesuffix(":dead-letter")
-                    if name and name.split(":")[0] not in RESERVED:
-                        found.add(name)
-            cursor = mark.decode()
-            if cursor == "0":
-                return found, True
-        return found, False
+    def _entry(self, value: str, count: int) -> tuple[int, str]:
+        """The number of its keyspace, and its id there."""
+        found = _ENTRY_ID.fullmatch(value) if isinstance(value, str) else None
+        if found is None or (found[1] is None) != (count == 1) or int(found[1] or 0) >= count:
+            like = (
+                "1700000000000-0"
+                if count == 1
+                else f"0:1700000000000-0, with the keyspace (0 to {count - 1}) before it"
+            )
+            raise ConfigError(f"entry id {quoted(value)}: must look like {like}, as `dead` tells it")
+        return int(found[1] or 0), f"{found[2]}-{found[3]}"
 
 
-def _queue_info(name: str, reply: Sequence[Any], scheduled: int, sampled: bool) -> QueueInfo:
-    estimated = ("scheduled",) if sampled and scheduled else ()
-    if len(reply) == 1:
-        return QueueInfo(name, scheduled=scheduled, estimated=estimated, problem=_text(reply[0]))
-    waiting, exact, running, dead, oldest, now = reply
-    age = None
-    if oldest:
-        age = timedelta(milliseconds=max(0, int(now) - int(oldest.split(b"-")[0])))
-    return QueueInfo(name, waiting, running, scheduled, dead, age, estimated if exact else ("waiting", *estimated))
+def _onward(progress: Progress | None, done: int, passed: int) -> Progress:
+    """Goes on counting where the keyspaces before have ended."""
+    return lambda n, over: progress(done + n, passed + over) if progress is not None else None
 
 
-def _batches(entry_ids: Iterable[str] | None) -> list[list[str]]:
-    """The ids a call; one empty list means all that are there."""
-    if entry_ids is None:
-        return [[]]
-    if isinstance(entry_ids, (str, bytes)):
-        raise ConfigError(f"entry_ids={quoted(entry_ids)}: must be a list of entry ids, like [{quoted(entry_ids)}]")
-    ids = [_entry_id(id) for id in entry_ids]
-    return [ids[at : at + PAGE] for at in range(0, len(ids), PAGE)]
+def _sum(spaces: Sequence[QueuesInfo], *, in_order: bool) -> QueuesInfo:
+    """The queues of several keyspaces, those of one name counted together; `in_order` in which they stand there."""
+    parts: dict[str, list[QueueInfo]] = {}
+    for queue in [queue for space in spaces for queue in space]:
+        parts.setdefault(queue.name, []).append(queue)
+    first = [queue.name for queue in DEFAULT_QUEUES]
+    names = list(parts) if in_order else first + sorted(parts.keys() - set(first))
+    return QueuesInfo(
+        tuple(_together(name, parts[name]) for name in names),
+        sum(space.scheduled for space in spaces),
+        all(space.complete for space in spaces),
+    )
 
 
-def _entry_id(value: str) -> str:
-    if not isinstance(value, str) or not _ENTRY_ID.fullmatch(value):
-        raise ConfigError(f"entry id {quoted(value)}: must look like 1700000000000-0, as `dead` tells it")
-    return value
+def _together(name: str, parts: Sequence[QueueInfo]) -> QueueInfo:
+    return QueueInfo(
+        name,
+        waiting=sum(part.waiting for part in parts),
+        running=sum(part.running for part in parts),
+        scheduled=sum(part.scheduled for part in parts),
+        dead=sum(part.dead for part in parts),
+        oldest=max((part.oldest for part in parts if part.oldest is not None), default=None),
+        estimated=tuple(dict.fromkeys(count for part in parts for count in part.estimated)),
+        problem="; ".join(part.problem for part in parts if part.problem),
+    )
 
 
 def _name(queue: Queue | str) -> str:
@@ -302,11 +231,3 @@ def _name(queue: Queue | str) -> str:
     if not isinstance(queue, str) or not queue or any("\ud800" <= char <= "\udfff" for char in queue):
         raise ConfigError(f"queue={quoted(queue)}: must be a queue's name (text that UTF-8 can carry) or a Queue")
     return queue
-
-
-def _queue(route: str) -> str:
-    return "default" if route.split(":")[0] in RESERVED else route
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "replace")

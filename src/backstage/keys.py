@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from zlib import crc32
+
 from backstage.errors import ConfigError, quoted
 
 
@@ -10,6 +13,16 @@ def check_prefix(prefix: str, name: str = "prefix") -> str:
     if not isinstance(prefix, str) or not 1 <= len(prefix) <= 256 or not prefix.isprintable():
         raise ConfigError(f"{name}={quoted(prefix)}: must be 1 to 256 printable characters")
     return prefix
+
+
+def numbered(prefix: str, n: int) -> str:
+    """The prefix of keyspace n of several: `{backstage}` → `{backstage:2}`. It must have a hash tag."""
+    return re.sub(r"\{([^}]+)\}", lambda tag: f"{{{tag[1]}:{n}}}", prefix, count=1)
+
+
+def keyspace_of(key: str, count: int) -> int:
+    """Which of `count` keyspaces a job goes to. `key` is its dedupe key, else its id. The same in every SDK."""
+    return crc32(key.encode()) % count
 
 
 class Keys:

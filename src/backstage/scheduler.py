@@ -227,7 +227,7 @@ class Timetable:
 
     @property
     def _keys(self) -> Keys:
-        return Keys(self._client.config.prefix)
+        return Keys(self._client.config.prefixes[0])
 
 
 class Scheduler(Service):

@@ -279,6 +279,25 @@ def test_an_enqueue_without_redis_says_so_too(monkeypatch: pytest.MonkeyPatch) -
     fails(bare("enqueue", "t", "--url", NO_REDIS), "no Redis at redis://127.0.0.1:1/0 (not enqueued within")
 
 
+def test_several_keyspaces(prefix: str, url: str) -> None:
+    """Jobs go to all, counts are of all, and a dead job's ENTRY says where it is."""
+    where = ("--url", url, "--prefix", f"{{{prefix}}}", "--keyspaces", "3")
+    for _ in range(12):
+        assert bare("enqueue", "t", *where).exit_code == 0
+    told = json.loads(bare("info", "--json", *where).stdout)
+    assert told["waiting"] == 12
+    for n in range(3):
+        assert (
+            0 < json.loads(bare("info", "--json", "--url", url, "--prefix", f"{{{prefix}:{n}}}").stdout)["waiting"] < 12
+        )
+        kill(url, f"{{{prefix}:{n}}}")
+    entries = [json.loads(line)["entry"] for line in bare("dead", "list", "--json", *where).stdout.splitlines()]
+    assert sorted(entry[:2] for entry in entries) == ["0:", "1:", "2:"]
+    assert bare("dead", "retry", "emails", entries[0], *where).stdout == "1 dead job of emails put back\n"
+    assert bare("dead", "purge", "emails", "--yes", *where).stdout == "2 dead jobs of emails deleted\n"
+    fails(bare("demo", "--keyspaces", "2"), "the demo has one keyspace", 2)
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -287,6 +306,7 @@ def test_an_enqueue_without_redis_says_so_too(monkeypatch: pytest.MonkeyPatch) -
         (("dead", "retry", "q", "x"), "entry id 'x'"),
         (("info", "--url", "http://x"), "unknown scheme 'http'"),
         (("info", "--prefix", ""), "prefix=''"),
+        (("info", "--keyspaces", "2"), "prefix='backstage': with keyspaces=2"),
     ],
 )
 def test_an_error_of_backstage_is_its_message(run: Run, args: tuple[str, ...], says: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from zlib import crc32
@@ -13,7 +13,19 @@ from zlib import crc32
 import pytest
 from redis.asyncio import Redis
 
-from backstage import BackstageError, Broadcast, Client, ConfigError, Inspector, Job, Next, TaskRegistry, Worker
+from backstage import (
+    BackstageError,
+    Broadcast,
+    Client,
+    ConfigError,
+    Inspector,
+    Job,
+    Next,
+    RedisOptions,
+    RedisUnavailable,
+    Run,
+    Worker,
+)
 from support.deployments import Cluster
 from support.server import Server
 from support.waiting import wait_until
@@ -98,27 +110,132 @@ async def test_a_slot_that_moves(cluster: Cluster, space: str) -> None:
         assert await keys(target, space) > 0
 
 
+def enough(cluster: Cluster, name: str) -> tuple[int, list[Server]]:
+    """How many keyspaces it takes until each node owns one, and the node of each."""
+    nodes: list[Server] = []
+    while set(nodes) != set(cluster.nodes[:3]):
+        nodes.append(cluster.node_of(f"{{{name}:{len(nodes)}}}"))
+    return len(nodes), nodes
+
+
+def keyspace_of(id: str, count: int) -> int:
+    return crc32(id.encode()) % count
+
+
 async def test_several_keyspaces(cluster: Cluster) -> None:
-    """One for each node, each with workers of its own: all three hold work, and all of it is done."""
-    prefixes: dict[Server, str] = {}
-    for n in range(100):
-        prefix = f"{{jobs:{n}}}"
-        prefixes.setdefault(cluster.node_of(prefix), prefix)
-    clients = [Client(url=cluster.url, prefix=prefix) for prefix in prefixes.values()]
-    assert len(clients) == 3
-    tasks, ran = TaskRegistry(), []
-    tasks.on("count", lambda n: ran.append(n))  # type: ignore[arg-type, misc]
-    for n in range(60):
-        await clients[crc32(str(n).encode()) % 3].enqueue("count", n)
-    for node, prefix in prefixes.items():
-        async with Redis(unix_socket_path=node.socket) as there:
-            assert 5 < await there.xlen(f"{prefix}:default") < 60
-    async with contextlib.AsyncExitStack() as stack:
-        for prefix in prefixes.values():
-            await stack.enter_async_context(Worker(url=cluster.url, prefix=prefix, tasks=[tasks]).running())
-        await wait_until(lambda: sorted(ran) == list(range(60)))
-    for client in clients:
-        await client.aclose()
+    """All three nodes hold work, and one worker does all of it: delays, retries, chains; a dedupe key holds for all."""
+    name = uuid.uuid4().hex[:8]
+    count, nodes = enough(cluster, name)
+    settings: RedisOptions = {"url": cluster.url, "prefix": f"{{{name}}}", "keyspaces": count}
+    worker = Worker(**settings, backoff={"type": "fixed", "delay": 20})
+    ran: list[int] = []
+    tried: set[str] = set()
+
+    @worker.on("first")
+    async def first(n: int, run: Run) -> Next:
+        tried.add(run.job.id)
+        if run.attempt == 1:
+            raise ValueError
+        return Next("second", n, delay=20 * (n % 2))
+
+    worker.on("second", lambda n: ran.append(n))  # type: ignore[arg-type, misc]
+    async with Client(**settings) as producer:
+        ids = await producer.enqueue_many(
+            [Job("first", n, delay=100 * (n % 2), dedupe=None if n % 3 else f"key-{n}") for n in range(300)]
+        )
+        repeated = await producer.enqueue_many([Job("first", -1, dedupe=f"key-{n}") for n in range(0, 300, 3)])
+        assert repeated == [None] * 100
+        held = [await keys(node, f"{{{name}:") for node in cluster.nodes[:3]]
+        assert all(held)
+        for n in range(count):
+            async with Redis(unix_socket_path=nodes[n].socket) as there:
+                assert (
+                    0
+                    < await there.xlen(f"{{{name}:{n}}}:default") + await there.zcard(f"{{{name}:{n}}}:scheduled")
+                    < 300
+                )
+        async with worker.running():
+            await wait_until(lambda: sorted(ran) == list(range(300)), 10.0, "all have run")
+            (seen,) = await Inspector(producer).workers()
+            assert seen.id == worker.worker_id
+        assert tried == set(ids)
+        info = await Inspector(producer).queues()
+        assert (info.waiting, info.running, info.scheduled, info.dead) == (0, 0, 0, 0)
+
+
+async def test_a_stop_gives_back_on_every_node(cluster: Cluster) -> None:
+    """What is not done when the grace period ends is free for others at once."""
+    name = uuid.uuid4().hex[:8]
+    count, _ = enough(cluster, name)
+    settings: RedisOptions = {"url": cluster.url, "prefix": f"{{{name}}}", "keyspaces": count}
+    worker = Worker(**settings, grace_period=0, concurrency=10)
+    started: list[str] = []
+
+    @worker.on("long")
+    async def long(run: Run) -> None:
+        started.append(run.job.id)
+        await asyncio.Event().wait()
+
+    async with Client(**settings) as producer:
+        await producer.enqueue_many([Job("long") for _ in range(60)])
+        async with worker.running():
+            await wait_until(lambda: len(started) == 10)
+        info = await Inspector(producer).queues()
+        assert (info.waiting, info.running) == (60, 0)
+        assert await Inspector(producer).workers() == []
+
+
+async def test_a_node_that_is_away_for_a_while() -> None:
+    """Its jobs wait, and run when it is back; the others go on meanwhile, and so do workers that start meanwhile."""
+    with Cluster("{jobs}", "--appendonly", "yes", "--appendfsync", "always") as cluster:
+        count, nodes = enough(cluster, "jobs")
+        away, ran = cluster.others[0], list[str]()
+        settings: RedisOptions = {"url": cluster.url, "prefix": "{jobs}", "keyspaces": count, "connect_timeout": 1_000}
+
+        def make(name: str) -> Worker:
+            worker = Worker(**settings, worker_id=name)
+
+            @worker.on("note")
+            async def note(run: Run) -> None:
+                ran.append(run.job.id)
+
+            return worker
+
+        def parted(name: str) -> tuple[list[Job], set[str], set[str]]:
+            """Sixty jobs: all, the ids of those for other nodes, and of those for the one that goes away."""
+            jobs = [Job("note", id=f"{name}-{n}") for n in range(60)]
+            other = {job.id for job in jobs if nodes[keyspace_of(job.id, count)] is not away}
+            return jobs, other, {job.id for job in jobs} - other
+
+        async with Client(**settings) as producer:
+            before, others_before, its_before = parted("before")
+            await producer.enqueue_many(before)
+            away.kill()
+            async with make("started-meanwhile").running():
+                await wait_until(lambda: set(ran) == others_before, BACK, "the others have run")
+                during, others_during, its_during = parted("during")
+                told = f"^{len(others_during)} of 60 jobs are enqueued; of {len(its_during)} for {{jobs:"
+                with pytest.raises(RedisUnavailable, match=told.replace("{", r"\{")):
+                    await producer.enqueue_many(during)
+                await wait_until(lambda: set(ran) == others_before | others_during, 2.0, "what was told has arrived")
+                async with make("stops-meanwhile").running():
+                    one = Job(
+                        "note", id=next(f"x{n}" for n in range(99) if nodes[keyspace_of(f"x{n}", count)] is not away)
+                    )
+                    await producer.enqueue_many([one])
+                    await wait_until(lambda: one.id in ran, 1.0, "nobody waits for the node")
+                away.start()
+                await wait_until(lambda: its_before <= set(ran), BACK, "what waited has run")
+                after, *_ = parted("after")
+                await producer.enqueue_many(after)
+                everything = {job.id for job in (*before, *after, one)} | others_during
+                await wait_until(lambda: everything <= set(ran), BACK, "all is as it was")
+                away.kill()
+                last, others_last, _ = parted("last")
+                with pytest.raises(RedisUnavailable):
+                    await producer.enqueue_many(last)
+                await wait_until(lambda: others_last <= set(ran), BACK, "it goes away from under a worker")
+            assert max(Counter(ran).values()) == 1
 
 
 async def test_a_node_that_dies() -> None:

@@ -74,13 +74,13 @@ class Replicated:
 class Cluster:
     """Three masters, and a replica of the one that owns the slot of `prefix`."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, *options: str) -> None:
         self.slot = key_slot(prefix.encode())
         self.nodes = [
             Server(
                 "--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-node-timeout", "1000",
                 "--cluster-replica-validity-factor", "0", "--cluster-require-full-coverage", "no",
-                *_AT_ONCE,
+                *_AT_ONCE, *options,
             )
             for _ in range(4)
         ]  # fmt: skip

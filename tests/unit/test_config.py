@@ -28,7 +28,7 @@ def test_defaults() -> None:
     config = WorkerConfig()
     assert {name: getattr(config, name) for name in WorkerConfig.__dataclass_fields__} == {
         "url": None, "host": "localhost", "port": 6379, "username": None, "password": None, "db": 0,
-        "credential_provider": None, "prefix": "backstage",
+        "credential_provider": None, "prefix": "backstage", "keyspaces": 1,
         "connect_timeout": 5_000, "max_payload": 1_048_576, "serializer": JsonSerializer(),
         "consumer_group": "backstage-workers", "worker_id": None, "queues": DEFAULT_QUEUES, "tasks": (),
         "schedules": (), "concurrency": 100, "attempts": 5, "backoff": DEFAULT_BACKOFF, "timeout": None,

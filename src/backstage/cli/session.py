@@ -1,4 +1,4 @@
-"""What every command takes (`--url`, `--prefix`, `--debug`), and how its errors become one line."""
+"""What every command takes (`--url`, `--prefix`, `--keyspaces`, `--debug`), and how its errors become one line."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 class Session:
     """Which Redis a command speaks to, as its options say; what they don't say is in the environment."""
 
-    def __init__(self, url: str | None, prefix: str | None) -> None:
-        self.url, self.prefix = url, prefix
+    def __init__(self, url: str | None, prefix: str | None, keyspaces: int | None) -> None:
+        self.url, self.prefix, self.keyspaces = url, prefix, keyspaces
         self.address = ""
         """Which one it is, for people, once it's known."""
 
@@ -31,6 +31,8 @@ class Session:
             given["url"] = self.url
         if self.prefix is not None:
             given["prefix"] = self.prefix
+        if self.keyspaces is not None:
+            given["keyspaces"] = self.keyspaces
         return given
 
     def client(self) -> Client:
@@ -46,10 +48,13 @@ def connected(fn: Callable[..., None]) -> Callable[..., None]:
         "--url", metavar="URL", help="redis://…, rediss://…, unix://…, sentinel://…, cluster://… or embedded:///folder."
     )
     @click.option("--prefix", metavar="PREFIX", help="What all keys begin with (default: backstage).")
+    @click.option("--keyspaces", type=int, metavar="N", help="How many there are under the prefix (default: 1).")
     @click.option("--debug", is_flag=True, help="Show tracebacks.")
     @functools.wraps(fn)
-    def command(*args: Any, url: str | None, prefix: str | None, debug: bool, **options: Any) -> None:
-        session = Session(url, prefix)
+    def command(
+        *args: Any, url: str | None, prefix: str | None, keyspaces: int | None, debug: bool, **options: Any
+    ) -> None:
+        session = Session(url, prefix, keyspaces)
         try:
             fn(session, *args, **options)
         except BackstageError as exc:

@@ -39,7 +39,7 @@ OVERDUE = 1.0
 class Lease:
     """Renews `held` for `consumer`. `lost` is called, in the loop, with the deliveries that are not ours any more.
 
-    `current` tells whose handler has the loop.
+    `current` tells whose handler has the loop; None where another lease watches the loop.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Lease:
         lease: float,
         lost: Callable[[list[Delivery]], None],
         overdue: Callable[[Delivery, float], bool],
-        current: Callable[[], Delivery | None],
+        current: Callable[[], Delivery | None] | None,
     ) -> None:
         self._connect, self._key, self._group, self._consumer = connect, stream_key, group, consumer
         self._held, self._lease, self._lost, self._overdue = held, lease, lost, overdue
@@ -82,7 +82,8 @@ class Lease:
     def _run(self) -> None:
         next_renewal = time.monotonic() + self._every
         while not self._stop.wait(min(0.5, max(0.01, next_renewal - time.monotonic()))):
-            self._watch_loop()
+            if self._current is not None:
+                self._watch_loop(self._current)
             now = time.monotonic()
             if now < next_renewal:
                 continue
@@ -153,7 +154,7 @@ class Lease:
 
     # ---- the loop's health -------------------------------------------------------------------------------------------
 
-    def _watch_loop(self) -> None:
+    def _watch_loop(self, current: Callable[[], Delivery | None]) -> None:
         """Asks the loop for a sign; says once who holds it up when none comes."""
         now = time.monotonic()
         if self._answered == self._asked:
@@ -164,7 +165,7 @@ class Lease:
                 self._stop.set()
         elif self._asked_at and now - self._asked_at > BLOCKED:
             self._asked_at = 0.0
-            delivery = self._current()
+            delivery = current()
             job = wire.decode(delivery) if delivery is not None else None
             frame = sys._current_frames().get(self._loop_thread)
             stack = "".join(traceback.format_stack(frame, limit=12)) if frame else ""

@@ -25,9 +25,22 @@ class Fetcher:
         self._stream, self._block, self._mend = stream, block, mend
         self._failures = 0
 
+    @property
+    def away(self) -> bool:
+        """Whether the last read failed."""
+        return self._failures > 0
+
+    async def look(self, room: int) -> list[Delivery]:
+        """What is there now."""
+        return await self._read(room, 0)
+
     async def take(self, room: int) -> list[Delivery]:
+        """Waits for jobs where none is there."""
+        return await self._read(room, self._block)
+
+    async def _read(self, room: int, block: int) -> list[Delivery]:
         try:
-            deliveries = await self._stream.take(room, self._block)
+            deliveries = await self._stream.take(room, block)
         except BackstageError as exc:
             await self._wait(exc)
             return []

@@ -67,6 +67,8 @@ def demo(session: Session, keep: bool) -> None:
       backstage demo --keep
       backstage demo --url redis://localhost:6379
     """
+    if session.keyspaces is not None:
+        raise click.UsageError("the demo has one keyspace: --keyspaces is not for it")
     progress, began = Progress(), time.monotonic()
     progress.say("Backstage: a day in a small shop, with a real server and real worker processes.\n")
     with Interrupts() as interrupts, _place(session, keep, progress) as place:

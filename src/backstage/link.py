@@ -1,0 +1,180 @@
+"""Link: what one event loop of one process has open, for each keyspace a client, a stream and outboxes.
+
+Where there are several keyspaces, each job goes to the one of its dedupe key, or of its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from redis.asyncio import Redis
+
+from backstage.blobs import Ready
+from backstage.config import RedisConfig
+from backstage.connection import Connector, close
+from backstage.durability import TOGETHER, Safe
+from backstage.errors import BackstageError, RedisUnavailable
+from backstage.job import Durability, Job, fix_ids
+from backstage.keys import keyspace_of
+from backstage.outbox import MOST, Outbox, cuts
+from backstage.stream import Stream
+
+BULK_IN_FLIGHT = 2
+"""Calls of `enqueue_many` on their way at once: the next is encoded while the server runs the last."""
+
+Verdict: TypeAlias = str | BackstageError | None
+"""What became of a job that was sent: its id, why it was refused, or None for a duplicate."""
+
+
+class Space:
+    """What is open for one keyspace."""
+
+    def __init__(self, prefix: str, config: RedisConfig, connector: Connector) -> None:
+        self.prefix, self.redis = prefix, connector.client(prefix)
+        self.stream = Stream(
+            self.redis, prefix=prefix, serializer=config.serializer, connect_timeout=config.connect_timeout
+        )
+        self.outbox = Outbox(self.stream, budget=config.connect_timeout, mend=connector.mend)
+        self._budget, self._mend = config.connect_timeout, connector.mend
+        self._safe: dict[Durability, tuple[Safe, Outbox]] = {}
+
+    def outbox_for(self, durability: Durability) -> Outbox:
+        """The outbox whose calls wait for this; all but the plain one have a connection of their own."""
+        if durability == "memory":
+            return self.outbox
+        if durability not in self._safe:
+            budget = self._budget
+            safe = Safe(
+                self.redis, durability, prefix=self.prefix, connect_timeout=budget, wait=budget * 4 // 10
+            )  # a try has half of the budget
+            outbox = Outbox(
+                safe, budget=budget, mend=self._mend, at_once=TOGETHER, in_flight=1, promise="enqueued and confirmed"
+            )
+            self._safe[durability] = safe, outbox
+        return self._safe[durability][1]
+
+    async def close(self) -> None:
+        await self.outbox.drain()
+        for safe, outbox in self._safe.values():
+            await outbox.drain()
+            await safe.aclose()
+        await self.stream.aclose()
+        await close(self.redis)
+
+
+class Spread:
+    """The outboxes of several keyspaces as one."""
+
+    def __init__(self, outboxes: Sequence[Outbox]) -> None:
+        self._outboxes = tuple(outboxes)
+
+    def put(self, job: Ready) -> asyncio.Future[str | None]:
+        return self._outboxes[_home(job[0], len(self._outboxes))].put(job)
+
+
+class Link:
+    """What is open; usable in the loop and the process that made it. `redis` is keyspace 0's."""
+
+    def __init__(self, config: RedisConfig, connector: Connector) -> None:
+        self.spaces = [Space(prefix, config, connector) for prefix in config.prefixes]
+        self.redis: Redis = self.spaces[0].redis
+        self.outbox = self.outbox_for("memory")
+        self.loop, self.pid = asyncio.get_running_loop(), os.getpid()
+
+    @property
+    def usable(self) -> bool:
+        return self.loop is asyncio.get_running_loop() and self.pid == os.getpid()
+
+    def outbox_for(self, durability: Durability) -> Outbox | Spread:
+        """Where single jobs go whose calls wait for this."""
+        outboxes = [space.outbox_for(durability) for space in self.spaces]
+        return outboxes[0] if len(outboxes) == 1 else Spread(outboxes)
+
+    async def send_many(
+        self, jobs: Sequence[Job], payloads: Sequence[str], routes: Mapping[str, str], durability: Durability
+    ) -> list[Verdict]:
+        """For each job its verdict, in order. `routes`: the queue of each task, for jobs that name none.
+
+        Every keyspace gets its own, at once with the others. What one that is away has missed is told by the error, and
+        how many jobs the others took.
+        """
+        if len(self.spaces) == 1:
+            return await _send_all(self.spaces[0], jobs, payloads, routes, durability)
+        fix_ids(jobs)
+        places: dict[int, list[int]] = {}
+        for at, job in enumerate(jobs):
+            places.setdefault(_home(job, len(self.spaces)), []).append(at)
+        answers = await asyncio.gather(
+            *(
+                _send_all(self.spaces[n], [jobs[at] for at in ats], [payloads[at] for at in ats], routes, durability)
+                for n, ats in places.items()
+            ),
+            return_exceptions=True,
+        )
+        verdicts: list[Verdict] = [None] * len(jobs)
+        failed: dict[str, BackstageError] = {}
+        missing = refused = 0
+        for (n, ats), answer in zip(places.items(), answers, strict=True):
+            if isinstance(answer, BackstageError):
+                failed[self.spaces[n].prefix], missing = answer, missing + len(ats)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                refused += sum(isinstance(verdict, BackstageError) for verdict in answer)
+                for at, verdict in zip(ats, answer, strict=True):
+                    verdicts[at] = verdict
+        if failed:
+            raise _partly(failed, sure=len(jobs) - missing - refused, missing=missing, refused=refused)
+        return verdicts
+
+    async def close(self) -> None:
+        await asyncio.gather(*(space.close() for space in self.spaces))
+
+
+def _home(job: Job, count: int) -> int:
+    """The number of the keyspace of this job."""
+    dedupe = job.dedupe
+    return keyspace_of(job.id if dedupe is None else dedupe.key, count)
+
+
+async def _send_all(
+    space: Space, jobs: Sequence[Job], payloads: Sequence[str], routes: Mapping[str, str], durability: Durability
+) -> list[Verdict]:
+    """All of these to one keyspace, in calls of 500."""
+    outbox, most = space.outbox_for(durability), MOST if durability == "memory" else TOGETHER
+    verdicts: list[Verdict] = []
+    sending: deque[asyncio.Task[list[Verdict]]] = deque()
+    try:
+        for cut in cuts(payloads, most):
+            ready = [
+                (job, payload, job._queue or job.route or routes[job._task])
+                for job, payload in zip(jobs[cut], payloads[cut], strict=True)
+            ]
+            sending.append(asyncio.create_task(outbox.deliver(ready)))
+            await asyncio.sleep(0)  # it leaves now, not after the next one is encoded
+            if len(sending) == BULK_IN_FLIGHT:
+                verdicts += await sending[0]
+                sending.popleft()
+        while sending:
+            verdicts += await sending[0]
+            sending.popleft()
+    finally:
+        for task in sending:
+            task.cancel()
+        await asyncio.gather(*sending, return_exceptions=True)
+    return verdicts
+
+
+def _partly(failed: Mapping[str, BackstageError], *, sure: int, missing: int, refused: int) -> BackstageError:
+    """The error of a call that some keyspaces did not take, or took in part."""
+    kind = next((type(exc) for exc in failed.values() if type(exc) is RedisUnavailable), None)
+    first = next(exc for exc in failed.values() if kind in (None, type(exc)))
+    also = f", {refused} were refused" if refused else ""
+    places = ", ".join(failed)
+    return type(first)(
+        f"{sure} of {sure + missing + refused} jobs are enqueued{also}; of {missing} for {places} some may be: {first}"
+    )
