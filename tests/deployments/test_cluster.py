@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import time
 import uuid
 from collections import Counter
@@ -230,12 +233,64 @@ async def test_a_node_that_is_away_for_a_while() -> None:
                 await producer.enqueue_many(after)
                 everything = {job.id for job in (*before, *after, one)} | others_during
                 await wait_until(lambda: everything <= set(ran), BACK, "all is as it was")
+                inspector = Inspector(producer)
+                await wait_until(lambda: _none_runs(inspector), 2.0, "all is written down")
                 away.kill()
                 last, others_last, _ = parted("last")
                 with pytest.raises(RedisUnavailable):
                     await producer.enqueue_many(last)
                 await wait_until(lambda: others_last <= set(ran), BACK, "it goes away from under a worker")
             assert max(Counter(ran).values()) == 1
+
+
+async def _none_runs(inspector: Inspector) -> bool:
+    return (await inspector.queues(["default"])).running == 0
+
+
+@contextlib.contextmanager
+def standing_still(node: Server) -> Iterator[None]:
+    """Its process gets no turn: it takes connections and calls, and answers none."""
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+
+
+async def test_a_node_that_does_not_answer() -> None:
+    """No turn of the others waits for it. At a stop its outcomes are waited for, as those of all."""
+    with Cluster("{jobs}") as cluster:
+        count, nodes = enough(cluster, "jobs")
+        still = next(node for node in nodes if node is not nodes[0] and node is not cluster.owner)
+        settings: RedisOptions = {"url": cluster.url, "prefix": "{jobs}", "keyspaces": count, "connect_timeout": 2_000}
+        worker, ran = Worker(**settings, grace_period=0, concurrency=20), list[str]()
+
+        @worker.on("note")
+        async def note(run: Run) -> None:
+            ran.append(run.job.id)
+
+        @worker.on("long")
+        async def long(run: Run) -> None:
+            ran.append(run.job.id)
+            await asyncio.Event().wait()
+
+        ids = [f"note-{n}" for n in range(300)]
+        others = [id for id in ids if nodes[keyspace_of(id, count)] is not still][:60]
+        async with Client(**settings) as producer:
+            async with worker.running():
+                await producer.enqueue_many([Job("long", id=f"long-{n}") for n in range(12)])
+                await wait_until(lambda: len(ran) == 12)
+                assert {nodes[keyspace_of(id, count)] for id in ran} == set(nodes)
+                with standing_still(still):
+                    for id in others:
+                        await producer.enqueue_many([Job("note", id=id)])
+                        await wait_until(lambda: ran[-1] == id, 0.5, "its turn comes at once")  # noqa: B023
+                        await asyncio.sleep(0.02)  # so that all of it lasts for longer than any pause of the worker's
+                    stopping = asyncio.create_task(worker.stop())
+                    await asyncio.sleep(0.3)
+                await stopping
+            info = await Inspector(producer).queues()
+            assert (info.waiting, info.running) == (12, 0)
 
 
 async def test_a_node_that_dies() -> None:

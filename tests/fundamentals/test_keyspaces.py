@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
 from zlib import crc32
 
 import pytest
@@ -34,6 +35,7 @@ from backstage import (
     Worker,
 )
 from backstage.keys import keyspace_of
+from backstage.worker.keyspace import InTurn
 from support.pages import ROOT
 from support.server import Server
 from support.waiting import wait_until
@@ -254,8 +256,12 @@ async def test_none_waits_behind_the_backlog_of_another(client: Client, worker: 
         assert order.count(0) < 400
 
 
-async def test_an_idle_keyspace_holds_up_no_other(client: Client, worker: Worker) -> None:
-    """A read that waits in one of them, for up to `block_timeout`, waits alone; and its own job is heard at once."""
+async def test_an_idle_keyspace_holds_up_no_other(
+    client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read that waits in one of them, for up to `block_timeout`, waits alone; its own job is heard at once, and so is
+    a stop."""
+    monkeypatch.setattr(InTurn, "PATIENCE", 30.0)  # nobody's turn is cut short
     worker.configure(concurrency=1, block_timeout=30_000)
     ran: list[str] = []
 
@@ -269,6 +275,37 @@ async def test_an_idle_keyspace_holds_up_no_other(client: Client, worker: Worker
                 (id,) = ids_of(at + 1, n)[at:]
                 await client.enqueue_many([Job("work", id=id)])
                 await wait_until(lambda: id in ran, 2.0)  # noqa: B023 - awaited here
+        asked = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - asked < 5.0
+
+
+async def test_where_outcomes_can_not_be_written_nothing_more_is_taken(
+    client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That keyspace waits, for its jobs would be run in vain; the others go on."""
+    settle, writable, ran = Stream.settle, asyncio.Event(), Counter[int]()
+
+    async def slow(self: Stream, *batch: Any) -> Any:
+        if self.keys.prefix.endswith(":1}"):
+            await writable.wait()
+        return await settle(self, *batch)
+
+    monkeypatch.setattr(Stream, "settle", slow)
+    for module in ("slots", "keyspace"):
+        monkeypatch.setattr(f"backstage.worker.{module}.UNSETTLED", 5)
+    worker.configure(concurrency=2)
+
+    @worker.on("work")
+    async def work(run: Run) -> None:
+        await asyncio.sleep(0.002)
+        ran[home(run.job.id)] += 1
+
+    await client.enqueue_many([Job("work", id=id) for n in range(N) for id in ids_of(100, n)])
+    async with worker.running():
+        await wait_until(lambda: (ran[0], ran[2]) == (100, 100))
+        assert 5 < ran[1] < 50
+        writable.set()
+        await wait_until(lambda: ran[1] == 100)
 
 
 async def test_priorities_hold_in_each(client: Client, worker: Worker) -> None:
@@ -375,24 +412,26 @@ async def test_jobs_of_a_worker_that_died(client: Client, url: str, tag: str) ->
 
 
 async def test_leases_are_renewed_in_each(client: Client, url: str, tag: str) -> None:
-    """A job that runs for longer than the lease keeps it."""
-    ran: list[str] = []
+    """A job that runs for longer than the lease keeps it, though another worker looks for such all the time."""
     runs: list[str] = []
+    ran: list[str] = []
 
-    def make() -> Worker:
-        worker = Worker(url=url, prefix=f"{{{tag}}}", keyspaces=N, idle_timeout=300, reclaimer_interval=50)
+    def make(interval: int) -> Worker:
+        worker = Worker(url=url, prefix=f"{{{tag}}}", keyspaces=N, idle_timeout=400, reclaimer_interval=interval)
 
         @worker.on("long")
         async def long(run: Run) -> None:
             runs.append(run.job.id)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(1.5)
             ran.append(run.job.id)
 
         return worker
 
     await client.enqueue_many([Job("long", id=id) for n in range(N) for id in ids_of(3, n)])
-    async with make().running(), make().running():
-        await wait_until(lambda: len(ran) == 9)
+    async with make(60_000).running():
+        await wait_until(lambda: len(runs) == 9)
+        async with make(50).running():
+            await wait_until(lambda: len(ran) == 9)
     assert len(runs) == 9
 
 
