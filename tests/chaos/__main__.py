@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chaos import checker, plan, snapshot
+from chaos.figures import Enough, Figure, together
 from chaos.fleet import Fleet
 from chaos.history import Log, read
 from chaos.nemesis import Nemesis
@@ -24,7 +25,10 @@ from chaos.story import Goals
 from support.proxy import Proxy
 from support.server import Server
 
-LEASE, INTERVAL, CONCURRENCY = 1_500, 400, 10
+LEASE, INTERVAL, GRACE, CONCURRENCY = 1_500, 400, 800, 10
+ENOUGH, JOBS, STRIKES = 60, 10_000, 50
+"""Seconds from which a run must have had so many jobs and strikes, all seeds together."""
+
 PREFIX = "chaos"
 CRON = ["first", "second"]
 WORKERS, PRODUCERS, SCHEDULERS = 3, 2, 3
@@ -40,7 +44,7 @@ def crew(urls: list[str], seed: int, rate: float) -> list[tuple[str, dict[str, A
         if place < WORKERS:
             settings |= {
                 "idle_timeout": LEASE, "reclaimer_interval": INTERVAL, "concurrency": CONCURRENCY,
-                "block_timeout": 2_000, "grace_period": 800, "connect_timeout": 20_000,
+                "block_timeout": 2_000, "grace_period": GRACE, "connect_timeout": 20_000,
             }  # fmt: skip
             places.append(("worker", settings, {}))
         elif place < WORKERS + PRODUCERS:
@@ -52,11 +56,12 @@ def crew(urls: list[str], seed: int, rate: float) -> list[tuple[str, dict[str, A
     return places
 
 
-async def run(folder: Path, seed: int, seconds: float, rate: float, say: Any) -> list[checker.Figure]:
-    """One run of one seed: storm, coda, drain, proof."""
+async def run(folder: Path, seed: int, seconds: float, rate: float, binary: str) -> list[Figure]:
+    """One run of one seed: storm, coda, drain, flush, proof."""
     log = Log(folder, "nemesis")
     async with contextlib.AsyncExitStack() as stack:
         server = Server()
+        server.binary = binary or server.binary
         server.start("--appendonly", "yes", "--appendfsync", "always")
         stack.callback(server.close)
         begun = int(time.time()) * 1000
@@ -74,20 +79,21 @@ async def run(folder: Path, seed: int, seconds: float, rate: float, say: Any) ->
         nemesis = Nemesis(log, fleet, server, proxies, prefix=PREFIX, lease=LEASE / 1000)
         await asyncio.sleep(1.5)
         await storm(nemesis, plan.schedule(seed, seconds))
-        await coda(nemesis, fleet, seconds)
-        say(f"seed {seed}: {nemesis.struck} strikes; draining")
+        await coda(nemesis, fleet)
         await fleet.dismiss("producer")
         await fleet.dismiss("scheduler")
         await drained(server, fleet)
+        before = await asyncio.to_thread(_look, server)
+        await nemesis.flush()
+        await nemesis.served(5.0)
+        await drained(server, fleet)
         await fleet.dismiss("worker")
-        with server.client() as client:
-            found = snapshot.take(client, PREFIX)
+        found = before.then(await asyncio.to_thread(_look, server))
         (folder / "snapshot").write_text(repr(found))
         watching.cancel()
-    goals = Goals(LEASE / 1000, INTERVAL / 1000, CONCURRENCY)
+    goals = Goals(LEASE / 1000, INTERVAL / 1000, GRACE / 1000, CONCURRENCY)
     figures = checker.figures(read(folder), found, goals)
-    struck = checker.Figure("strikes", "", str(nemesis.struck), True)
-    return [struck, *figures]
+    return [Enough("faults", [], None, nemesis.struck), *figures]
 
 
 async def storm(nemesis: Nemesis, strikes: list[plan.Strike]) -> None:
@@ -99,17 +105,18 @@ async def storm(nemesis: Nemesis, strikes: list[plan.Strike]) -> None:
             group.create_task(nemesis.strike(strike))
 
 
-async def coda(nemesis: Nemesis, fleet: Fleet, seconds: float) -> None:
+async def coda(nemesis: Nemesis, fleet: Fleet) -> None:
     fleet.next_point = ""
     for producer in fleet.of("producer"):
         producer.signal(signal.SIGUSR1)
     await asyncio.sleep(plan.REST)
-    for kind, pause in plan.coda(seconds):
-        await nemesis.lull()
+    for kind, pause in plan.CODA:
+        await nemesis.lull(all=kind == "malformed")
         if kind.endswith("worker"):
-            await asyncio.to_thread(nemesis.load)
+            await asyncio.to_thread(nemesis.load, 700 if kind.startswith("kill") else GRACE * 2)
             await asyncio.sleep(0.1)
         await nemesis.strike(plan.Strike(0.0, kind, 0.0, 0.5, ""))
+        await (nemesis.heard_again(16.0) if kind == "hole" else nemesis.served(6.0))
         await asyncio.sleep(pause)
 
 
@@ -132,17 +139,21 @@ def _look(server: Server) -> snapshot.Snapshot:
         return snapshot.take(client, PREFIX)
 
 
-def report(title: str, figures: list[checker.Figure], console: Console) -> bool:
-    table = Table("figure", "goal", "measured", title=title, title_justify="left")
+def table(title: str, figures: list[Figure]) -> Table:
+    made = Table("figure", "goal", "measured", title=title, title_justify="left")
     for figure in figures:
-        table.add_row(figure.name, figure.goal, figure.measured if figure.ok else f"[bold red]{figure.measured}")
-    console.print(table)
+        made.add_row(figure.name, figure.goal, figure.measured if figure.ok else f"[bold red]{figure.measured}")
+    return made
+
+
+def misses(figures: list[Figure], console: Console) -> bool:
+    """Says what is missed, and whether anything is."""
     bad = [figure for figure in figures if not figure.ok]
     for figure in bad:
         console.print(f"[bold red]{figure.name}[/]: {figure.measured}", highlight=False)
         for detail in figure.details[:10]:
             console.print("   ", detail, markup=False, highlight=False)
-    return not bad
+    return bool(bad)
 
 
 def main() -> int:
@@ -150,25 +161,43 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="of strikes, all seeds together (default: 60)")
     parser.add_argument("--seeds", default="1,2,3,4", help="each is a run of its own; a seed replays its schedule")
     parser.add_argument("--rate", type=float, default=200, help="jobs a second that are asked for")
+    parser.add_argument("--servers", default="", help="paths of server programs, for the seeds in turn")
     parser.add_argument("--keep", type=Path, help="a folder for the histories, logs and snapshots")
     given = parser.parse_args()
-    seeds = [int(seed) for seed in given.seeds.split(",")]
+    seeds, binaries = [int(seed) for seed in given.seeds.split(",")], given.servers.split(",")
     console = Console(width=None if sys.stdout.isatty() else 140)
-    well = True
-    for seed in seeds:
+    runs, well = [], True
+    for place, seed in enumerate(seeds):
         folder = given.keep / str(seed) if given.keep else Path(tempfile.mkdtemp(prefix="backstage-chaos-"))
         folder.mkdir(parents=True, exist_ok=True)
-        figures = asyncio.run(run(folder, seed, given.seconds / len(seeds), given.rate, console.print))
-        good = report(f"seed {seed}", figures, console)
-        if good and not given.keep:
+        binary = binaries[place % len(binaries)]
+        figures = asyncio.run(run(folder, seed, given.seconds / len(seeds), given.rate, binary))
+        console.print(f"seed {seed} {binary}: {figures[0].measured} faults, {figures[1].measured} jobs lost")
+        if misses(figures, console):
+            well = False
+            again = f"--seeds {seed} --seconds {given.seconds / len(seeds):g}"
+            console.print(f"histories and logs: {folder}. Again: {again}")
+        elif not given.keep:
             shutil.rmtree(folder)
-        elif not good:
-            console.print(
-                f"histories and logs: {folder}. Again: --seeds {seed} --seconds {given.seconds / len(seeds):g}"
-            )
-        well = well and good
+        runs.append(figures)
+    figures = whole(runs, given.seconds)
+    console.print(table(f"{len(seeds)} seeds, {given.seconds:g} s of strikes", figures))
+    well = well and all(figure.ok for figure in figures)
     console.print("[green]all figures reached" if well else "[bold red]figures missed")
     return 0 if well else 1
+
+
+def whole(runs: list[list[Figure]], seconds: float) -> list[Figure]:
+    """The figures of all seeds together, with as many jobs and strikes as they should have had."""
+    faults, *figures = together(runs)
+    jobs = next(figure.of or 0 for figure in figures if figure.name == checker.LOST)
+    counted = seconds >= ENOUGH
+    assert isinstance(faults, Enough)
+    return [
+        Enough("jobs", [], None, jobs, JOBS if counted else 0),
+        Enough("faults", [], None, faults.count, STRIKES if counted else 0),
+        *figures,
+    ]
 
 
 if __name__ == "__main__":

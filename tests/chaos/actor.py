@@ -55,11 +55,13 @@ async def _produce(log: Log, settings: dict[str, Any], options: dict[str, Any]) 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, calm.set)
     log("up")
+    log("hears")
     async with Client(**settings) as client, asyncio.TaskGroup() as group:
         for token, (task, payload, given) in options.get("wanted", {}).items():
             group.create_task(enqueue(client, log, token, task, task, payload, given))
         if "rate" in options:
             await _stream(client, log, options, stop, calm, group)
+    log("deaf")
 
 
 async def _stream(

@@ -82,6 +82,10 @@ class Fleet:
         self.members[place] = member
         return member
 
+    def history(self, name: str) -> Path:
+        """The file with what this process saw."""
+        return self._folder / f"{name}.history"
+
     def of(self, role: str) -> list[Member]:
         return [member for member in self.members if member is not None and member.role == role and member.alive]
 

@@ -16,11 +16,15 @@ class Event(msgspec.Struct, omit_defaults=True):
     """One fact. Which fields it has depends on `what`:
 
     producers    `enq?` token note=kind group delay; then `enq!` id, `enq0` duplicate, `enq-` refused, `enq~` unknown
-    workers      `up`; `take` entry token id attempt deliveries; `start`, `end` token id attempt deliveries note=how;
-                 `settled` entry note=kind deliveries verdict span; `lost` entry; `renewed` number; `stall` span; `bye`
-    schedulers   `up`; `slot` note=schedule number=slot verdict
-    nemesis      `strike` note=kind target, `over` the same and span; `down` target number=exit status; `stuck` target;
-                 `plant` token; `probe` token note=kind; `cron` note=schedule number=its record at the begin
+    workers      `up`; `take` entry token id attempt deliveries span=since it was asked for; `start`, `end` token id
+                 attempt deliveries note=how; `sent` entry note=kind deliveries before each call with its outcome;
+                 `settled` the same with verdict and span; `lost` entry deliveries; `renewed` number span; `gaveup`
+                 span=since the last renewal; `stall` span number=ms of processor used meanwhile; `bye`
+    schedulers   `up`; `slot` note=schedule number=slot verdict; `bye`
+    all          `hears` once SIGTERM is heard, `deaf` once it is not any more
+    nemesis      `strike` note=kind target, `over` the same and span, group=queue of a group; `down` target number=exit
+                 status; `stuck` target; `plant` token; `probe` token note=kind group=queue; `cron` note=schedule
+                 number=its record at the begin
     """
 
     at: float
@@ -38,7 +42,7 @@ class Event(msgspec.Struct, omit_defaults=True):
     note: str = ""
     target: str = ""
     group: str = ""
-    """The dedupe key."""
+    """The dedupe key; the queue."""
     delay: int = 0
     number: int = 0
     span: float = 0.0

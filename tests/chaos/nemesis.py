@@ -9,11 +9,14 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
+import redis
+
 from chaos import snapshot
 from chaos.fleet import Fleet, Member
 from chaos.history import Log
 from chaos.jobs import QUEUES
 from chaos.plan import Strike
+from chaos.story import SILENCE
 from support.proxy import Proxy
 from support.server import Server
 
@@ -29,6 +32,9 @@ class Nemesis:
         self._log, self._fleet, self._server, self._proxies = log, fleet, server, proxies
         self._prefix, self._lease = prefix, lease
         self._number = 0
+        self._put_there: list[tuple[str, str]] = []
+        """Stream and entry of the last jobs that we put there ourselves."""
+        self._silenced, self._read, self._loud = "", 0, 0.0
         self._down = asyncio.Lock()
         self.struck = 0
 
@@ -92,11 +98,15 @@ class Nemesis:
             proxy.hole()
             await asyncio.sleep(0.5 + 2.5 * strike.span)
             proxy.heal()
+        history = self._fleet.history(member.name)
+        self._silenced, self._read = member.name, history.stat().st_size if history.exists() else 0
+        self._loud = time.monotonic() + SILENCE + self._lease
 
     async def on_mute(self, strike: Strike, member: Member) -> None:
         async with self._during("mute", member.name):
             self._proxies[member.place].drop_replies()
             await asyncio.sleep(0.3)
+        self._loud = time.monotonic() + SILENCE + self._lease
 
     async def on_delay(self, strike: Strike, member: Member) -> None:
         proxy = self._proxies[member.place]
@@ -117,8 +127,10 @@ class Nemesis:
             self.struck += 1
             if strike.kind == "malformed":
                 await self.plant()
+                await asyncio.to_thread(self._probe, strike.kind)
                 return
-            async with self._during(strike.kind):
+            hit = QUEUES[int(strike.pick * 3)] if strike.kind == "group-destroy" else ""
+            async with self._during(strike.kind, group=hit):
                 await asyncio.to_thread(act[strike.kind], strike)
             if strike.kind != "memory":
                 await asyncio.to_thread(self._probe, strike.kind)
@@ -147,8 +159,20 @@ class Nemesis:
             client.script_flush()
 
     def _group_destroy(self, strike: Strike) -> None:
-        with self._server.client() as client:
+        # A stream that nobody has made yet has no group.
+        with self._server.client() as client, contextlib.suppress(redis.exceptions.ResponseError):
             client.xgroup_destroy(f"{self._prefix}:{QUEUES[int(strike.pick * 3)]}", "backstage-workers")
+
+    async def flush(self) -> None:
+        """FLUSHALL: only when all is done, for what is there is lost."""
+        self.struck += 1
+        async with self._during("flushall"):
+            await asyncio.to_thread(self._flush)
+        await asyncio.to_thread(self._probe, "flushall")
+
+    def _flush(self) -> None:
+        with self._server.client() as client:
+            client.flushall()
 
     def _memory(self, strike: Strike) -> None:
         with self._server.client() as client:
@@ -187,18 +211,39 @@ class Nemesis:
         """Jobs, put there at once by somebody who is not hit, to see how soon one is taken."""
         self._put(PROBES, "plain", f"probe.{self._next()}", 0, probe=kind)
 
-    def load(self) -> None:
-        """Work for every slot, so that a kill hits some."""
-        self._put(30, "plain", f"load.{self._next()}", 700)
+    def load(self, ms: int) -> None:
+        """Work for half of the slots, so that what ends a worker hits some, and the others have room."""
+        self._put(15, "plain", f"load.{self._next()}", ms)
 
-    async def lull(self) -> None:
-        """Until all workers are there and nothing waits for long any more, or ten seconds."""
+    async def lull(self, *, all: bool = False) -> None:
+        """Until all workers are there and nothing waits for long; `all`: and no connection is silent. Or 15 s."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(10):
-                while len(self._fleet.of("worker")) < self._fleet.size("worker") or await asyncio.to_thread(
-                    self._behind
+            async with asyncio.timeout(15):
+                while (
+                    len(self._fleet.of("worker")) < self._fleet.size("worker")
+                    or (all and time.monotonic() < self._loud)
+                    or await asyncio.to_thread(self._behind)
                 ):
                     await asyncio.sleep(0.05)
+
+    async def served(self, seconds: float) -> None:
+        """Until the jobs that we put there last are done, or so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while await asyncio.to_thread(self._unserved):
+                    await asyncio.sleep(0.05)
+
+    def _unserved(self) -> bool:
+        with self._server.client() as client:
+            return any(client.xrange(key, entry, entry) for key, entry in self._put_there)
+
+    async def heard_again(self, seconds: float) -> None:
+        """Until the worker whose network went silent has taken a job again, or so many seconds."""
+        history = self._fleet.history(self._silenced) if self._silenced else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while history and b'"what":"take"' not in history.read_bytes()[self._read :]:
+                    await asyncio.sleep(0.2)
 
     def _behind(self) -> bool:
         with self._server.client() as client:
@@ -209,22 +254,24 @@ class Nemesis:
         return self._number
 
     def _put(self, many: int, task: str, name: str, ms: int, probe: str = "") -> None:
+        self._put_there = []
         with self._server.client() as client:
             for place in range(many):
-                token = f"{name}.{place}"
+                token, queue = f"{name}.{place}", QUEUES[place % 3]
                 payload = json.dumps({"token": token, "ms": ms})
                 self._log("enq?", token=token, note=task)
                 fields = {"taskName": task, "payload": payload, "enqueuedAt": "1", "jobId": token}
-                client.xadd(f"{self._prefix}:{QUEUES[place % 3]}", fields)
+                key = f"{self._prefix}:{queue}"
+                self._put_there.append((key, str(client.xadd(key, fields))))
                 if probe:
-                    self._log("probe", token=token, note=probe)
+                    self._log("probe", token=token, note=probe, group=queue)
                 self._log("enq!", token=token, id=token)
 
     @contextlib.asynccontextmanager
-    async def _during(self, kind: str, target: str = ""):  # type: ignore[no-untyped-def]
+    async def _during(self, kind: str, target: str = "", group: str = ""):  # type: ignore[no-untyped-def]
         begun = time.monotonic()
-        self._log("strike", note=kind, target=target)
+        self._log("strike", note=kind, target=target, group=group)
         try:
             yield
         finally:
-            self._log("over", note=kind, target=target, span=time.monotonic() - begun)
+            self._log("over", note=kind, target=target, group=group, span=time.monotonic() - begun)

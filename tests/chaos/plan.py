@@ -48,15 +48,8 @@ def schedule(seed: int, seconds: float) -> list[Strike]:
 REST = 3.0
 """Seconds of calm between the storm and the coda."""
 
-LONG = 60.0
-
-
-def coda(seconds: float) -> list[tuple[str, float]]:
-    """At the end, one by one, each with seconds of calm: what recovery takes when nothing else goes wrong.
-
-    A silent network, which takes longest to be noticed, only where the storm lasts for at least LONG seconds.
-    """
-    found = [("kill-worker", 3.1), ("term-worker", 1.1), ("crash", 0.7), ("restart", 0.7), ("client-kill", 0.5)]
-    if seconds >= LONG:
-        found.append(("hole", 14.0))
-    return [*found, ("malformed", 1.1)]
+CODA = (
+    ("kill-worker", 2.0), ("term-worker", 0.5), ("crash", 0.3), ("restart", 0.3), ("client-kill", 0.3),
+    ("script-flush", 0.3), ("malformed", 0.3), ("hole", 0.0),
+)  # fmt: skip
+"""At the end, one by one, each with seconds of calm after it: what recovery takes when nothing else goes wrong."""

@@ -33,6 +33,13 @@ class Snapshot(msgspec.Struct):
     """What the workers counted, all minutes together."""
     cron: dict[str, int] = {}
 
+    def then(self, later: Snapshot) -> Snapshot:
+        """This one, and one of what came after the server had lost everything."""
+        stats = {what: self.stats.get(what, 0) + later.stats.get(what, 0) for what in self.stats | later.stats}
+        waiting, undelivered = self.waiting + later.waiting, self.undelivered + later.undelivered
+        dead = self.dead + later.dead
+        return Snapshot(self.keys + later.keys, dead, undelivered, waiting, later.consumers, stats, self.cron)
+
 
 def take(client: redis.Redis, prefix: str) -> Snapshot:
     """`client` decodes its replies."""

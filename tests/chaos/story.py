@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import defaultdict
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -18,6 +18,9 @@ SILENCE = 11.0
 HARMLESS = {"script-flush", "kill-producer", "kill-scheduler", "malformed", "memory"}
 """Strikes that hold up no worker."""
 
+Span = tuple[float, float, str]
+"""From, until, whom ("" for all)."""
+
 
 class Goals(msgspec.Struct):
     """What the processes of the run were given; seconds."""
@@ -25,7 +28,11 @@ class Goals(msgspec.Struct):
     lease: float
     interval: float
     """Between two looks for leases that ended."""
+    grace: float
+    """After SIGTERM, for what runs."""
     concurrency: int
+    deliveries: int = 5
+    """Without a finish, after which a job is given up."""
 
 
 class Ask(msgspec.Struct):
@@ -49,14 +56,27 @@ class Hold(msgspec.Struct, eq=False):
     id: str
     attempt: int
     deliveries: int
+    handed: float
+    """Not before this the server gave it out: the entry was there, and the call that brought it was sent."""
     taken: float
     start: float | None = None
     started_wall: int = 0
     end: float | None = None
     how: str = ""
     kind: str = ""
+    sent: Event | None = None
+    """The first call with its outcome; `note` is the outcome."""
     settled: Event | None = None
     lost: float | None = None
+
+    @property
+    def queue(self) -> str:
+        return self.entry.partition(":")[0]
+
+    def did(self, *notes: str) -> float | None:
+        """When the server had written its outcome for certain, if that is one of these."""
+        event = self.settled
+        return event.at if event is not None and event.verdict is True and event.note in notes else None
 
 
 class Story:
@@ -68,17 +88,23 @@ class Story:
         self.by_id: dict[str, list[Hold]] = defaultdict(list)
         self.killed: dict[str, float] = {}
         self.down: dict[str, tuple[float, int]] = {}
-        self.told_to_end: dict[str, float] = {}
-        self.destroyed: list[float] = []
-        self.faults: list[tuple[float, float, str]] = []
-        """From, until, whom ("" for all): whatever may keep a worker from renewing."""
-        self.blocked: list[tuple[float, float, str]] = []
-        """Handlers that blocked the event loop, connections that don't know yet that they are dead: no reason to lose a
-        lease, but nothing is taken there meanwhile."""
-        self.renewed: dict[str, list[float]] = defaultdict(list)
-        self.beats: dict[str, list[float]] = defaultdict(list)
-        """The same, and when there was nothing to renew."""
-        self._open: dict[tuple[str, str], Hold] = {}
+        self.told_to_end: dict[str, list[float]] = defaultdict(list)
+        self.hears: set[str] = set()
+        """Processes whose handlers of signals are in their place."""
+        self.destroyed: list[Span] = []
+        """Groups, by queue."""
+        self.faults: list[Span] = []
+        """Whatever may keep a worker from renewing."""
+        self.blocked: list[Span] = []
+        """Handlers that blocked the event loop: no reason to lose a lease, but nothing is taken there meanwhile."""
+        self.silent: list[Span] = []
+        """Connections that don't know yet that they are dead: no reason to lose a lease either."""
+        self.renewed: dict[str, list[Event]] = defaultdict(list)
+        self.gave_up: dict[str, list[Event]] = defaultdict(list)
+        """When a worker let go all that it held, since it had not renewed for `span` seconds."""
+        self.calls: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        """When each call with outcomes was sent and answered, by worker; answered ones only."""
+        self._open: dict[tuple[str, str, int], Hold] = {}
         self._waiting: dict[tuple[str, str], list[Hold]] = defaultdict(list)
         for event in events:
             getattr(self, "_" + event.what.rstrip("!?~-0"), self._pass)(event)
@@ -93,26 +119,45 @@ class Story:
         return min(self.killed.get(hold.worker, 1e18), self.down.get(hold.worker, (1e18, 0))[0])
 
     def out_of_reach(self, hold: Hold, until: float) -> bool:
-        """Whether its worker could at some time not renew for a lease, up to `until`, and a fault explains it."""
-        times = self.renewed[hold.worker]
-        between = times[bisect_right(times, hold.taken) : bisect_left(times, until)]
-        for last, then in pairwise([hold.taken, *between, until]):
-            if then - last > self.goals.lease - 0.15 and self.hit(hold.worker, last - 0.1, then):
+        """Whether faults kept its worker from renewing it for a lease, up to `until`.
+
+        The server counts from the moment at which it heard of the last renewal, which is after that was sent. And the
+        faults must have taken so much of that time that without them it would have been renewed: it is, three times a
+        lease.
+        """
+        lease = self.goals.lease
+        calls = [event for event in self.renewed[hold.worker] if hold.taken < event.at - event.span < until]
+        sent = [hold.handed, *(event.at - event.span for event in calls)]
+        answered = [*(event.at for event in calls), until]
+        for last, then in zip(sent, answered, strict=True):
+            gap = min(then, until) - last
+            if gap > lease - 0.002 and gap - self.covered(self.faults, hold.worker, last, then) < lease * 2 / 3 + 0.2:
                 return True
         return False
 
-    def gave_up(self, hold: Hold, at: float) -> bool:
-        """Whether its worker let it go because Redis was away for a lease, counted from its last renewal."""
-        times = self.beats[hold.worker]
-        place = bisect_left(times, at)
-        last = times[place - 1] if place else 0.0
-        return at - last > self.goals.lease - 0.15 and self.hit(hold.worker, last - 0.1, at)
+    def let_go(self, hold: Hold) -> bool:
+        """Whether its worker let it go by itself, since faults kept it from renewing for a lease."""
+        at = hold.lost or 0.0
+        return any(
+            event.span >= self.goals.lease and hold.taken < event.at <= at and self._hindered(event)
+            for event in self.gave_up[hold.worker]
+        )
 
-    def hit(self, worker: str, begin: float, end: float) -> bool:
-        """Whether a fault touched this worker then."""
-        return any(whom in ("", worker) for _, _, whom in self.between(begin, end))
+    def _hindered(self, event: Event) -> bool:
+        begun = event.at - event.span
+        return event.span - self.covered(self.faults, event.process, begun, event.at) < self.goals.lease * 2 / 3 + 0.2
 
-    def between(self, begin: float, end: float) -> list[tuple[float, float, str]]:
+    @staticmethod
+    def covered(spans: Sequence[Span], worker: str, begin: float, end: float) -> float:
+        """How many seconds of this time lie in spans that touch this worker. `spans` in order."""
+        total, at = 0.0, begin
+        for a, b, whom in spans:
+            if whom in ("", worker) and b > at and a < end:
+                total += min(b, end) - max(a, at)
+                at = min(b, end)
+        return total
+
+    def between(self, begin: float, end: float) -> list[Span]:
         """Faults that touch this time."""
         return [fault for fault in self.faults[: bisect_right(self.faults, (end, 1e18, ""))] if fault[1] >= begin]
 
@@ -120,7 +165,8 @@ class Story:
         """Whether no fault held up any worker but that one, no other one died, and `all` were taking jobs."""
         if any(whom != but or not but for _, _, whom in self.between(begin, end)):
             return False
-        if all and any(a <= end and b >= begin - self.goals.lease for a, b, whom in self.blocked if whom != but):
+        held_up = [*self.blocked, *self.silent] if all else []
+        if any(a <= end and b >= begin - self.goals.lease and whom != but for a, b, whom in held_up):
             return False
         return not self.fewer(begin, end, but)
 
@@ -130,10 +176,22 @@ class Story:
         died = [at for who, (at, status) in self.down.items() if status and who.startswith("worker") and who != but]
         return any(begin - lease <= at <= end for at in died)
 
-    def regrouped(self, begin: float, end: float) -> bool:
-        """Whether a group was destroyed then: what was pending in it is handed out again."""
-        # The server hands an entry out a moment before its worker says that it has it.
-        return any(begin - 0.1 <= at <= end + 0.5 for at in self.destroyed)
+    def regrouped(self, hold: Hold, until: float) -> bool:
+        """Whether its queue's group was destroyed while it held this: what is in the stream is then handed out again.
+
+        Redis forgets who held what; the group that is made anew begins at the first entry.
+        """
+        return any(queue == hold.queue and hold.handed <= b and a <= until for a, b, queue in self.destroyed)
+
+    def past_limit(self, hold: Hold, until: float) -> bool:
+        """Whether its hard limit could not be enforced, since its loop was blocked for OVERDUE after it and longer.
+
+        Its lease is not renewed then, as the docs say: the job is handed out again and ends by that limit there.
+        """
+        if hold.kind != "hard" or hold.start is None:
+            return False
+        limit = hold.start + 0.15
+        return self.covered(sorted(self.blocked), hold.worker, limit, until) >= 1.0
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 
@@ -148,11 +206,15 @@ class Story:
             ask.verdict, ask.id, ask.answered = ANSWERS[event.what], event.id, event.wall
 
     def _take(self, event: Event) -> None:
-        hold = Hold(event.process, event.entry, event.token, event.id, event.attempt, event.deliveries, event.at)
+        # The entry's id tells when it came, by a clock that all processes here share; in whole milliseconds.
+        came = event.at - (event.wall - int(event.entry.rpartition(":")[2].partition("-")[0])) / 1000 - 0.002
+        handed = min(event.at, max(came, event.at - event.span))
+        facts = (event.token, event.id, event.attempt, event.deliveries)
+        hold = Hold(event.process, event.entry, *facts, handed, event.at)
         self.holds.append(hold)
         self.by_entry[event.entry].append(hold)
         self.by_id[event.id].append(hold)
-        self._open[event.process, event.entry] = hold
+        self._open[event.process, event.entry, event.deliveries] = hold
         self._waiting[event.process, event.token].append(hold)
 
     def _start(self, event: Event) -> None:
@@ -172,38 +234,54 @@ class Story:
                     self.blocked.append((hold.start, hold.end, hold.worker))
                 return
 
+    def _sent(self, event: Event) -> None:
+        hold = self._open.get((event.process, event.entry, event.deliveries))
+        if hold is not None and hold.sent is None:
+            hold.sent = event
+
     def _settled(self, event: Event) -> None:
-        hold = self._open.get((event.process, event.entry))
+        hold = self._open.get((event.process, event.entry, event.deliveries))
         if hold is not None:
             hold.settled = event
+        self.calls[event.process].append((event.at - event.span, event.at))
 
     def _lost(self, event: Event) -> None:
-        hold = self._open.get((event.process, event.entry))
+        hold = self._open.get((event.process, event.entry, event.deliveries))
         if hold is not None and hold.lost is None:
             hold.lost = event.at
 
     def _renewed(self, event: Event) -> None:
-        self.beats[event.process].append(event.at)
         if event.number:  # with nothing to renew it asks nobody
-            self.renewed[event.process].append(event.at)
+            self.renewed[event.process].append(event)
+
+    def _gaveup(self, event: Event) -> None:
+        self.gave_up[event.process].append(event)
+
+    def _hears(self, event: Event) -> None:
+        self.hears.add(event.process)
+
+    def _deaf(self, event: Event) -> None:
+        self.hears.discard(event.process)
 
     def _stall(self, event: Event) -> None:
-        self.faults.append((event.at - event.span, event.at, event.process))
+        # One that used the processor itself was held up by nobody else.
+        if event.number < event.span * 500:
+            self.faults.append((event.at - event.span, event.at, event.process))
 
     def _strike(self, event: Event) -> None:
         if event.note in ("kill-worker", "kill-producer", "kill-scheduler"):
             self.killed[event.target] = event.at
         if event.note.startswith("term"):
-            self.told_to_end.setdefault(event.target, event.at)
+            self.told_to_end[event.target].append(event.at)
 
     def _over(self, event: Event) -> None:
+        begun = event.at - event.span
         if event.note == "group-destroy":
-            self.destroyed.append(event.at)
+            self.destroyed.append((begun, event.at, event.group))
         if event.note in HARMLESS or event.note.startswith(("kill", "term")):
             return
-        begun = event.at - event.span
         if event.note in ("hole", "mute"):
-            self.blocked.append((begun, begun + SILENCE, event.target))
+            self.silent.append((begun, begun + SILENCE, event.target))
         after = 1.2 if event.note in ("hole", "mute") else 0.1  # the second until a silent connection is given up
         self.faults.append((begun, event.at + after, event.target))
 
@@ -211,3 +289,8 @@ class Story:
         self.down[event.target] = event.at, event.number
         if event.number == -9:
             self.killed.setdefault(event.target, event.at)
+
+
+def first_after(times: Iterable[float], at: float) -> float:
+    """The first of these after that; 1e18 for none."""
+    return min((time for time in times if time > at), default=1e18)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from backstage.errors import BackstageError, MalformedJob
 from backstage.job import Delivery
 from backstage.outcome import Outcome
 from backstage.scheduler import Timetable
+from backstage.signals import Signals
 from backstage.stream import Settled
 from backstage.worker.lease import Lease
 from backstage.worker.worker import Hall
@@ -24,17 +26,26 @@ STALL = 0.3
 """Seconds for which a process may not get the processor before it says so: a lease can't be kept without."""
 
 
+_asked: ContextVar[float] = ContextVar("asked")
+"""When the call was begun whose answer is being looked at."""
+
+
 def watch_worker(log: Log) -> None:
-    hold, settle, lose, renew = Stream._hold, Stream.settle, Hall._lose, Lease._renew
+    hold, settle, lose, renew, late = Stream._hold, Stream.settle, Hall._lose, Lease._renew, Lease._give_up_late
+    watch_signals(log)
 
     def held(self: Stream, deliveries: list[Delivery]) -> list[Delivery]:
         for delivery in deliveries:
-            log("take", **_facts(delivery))
+            log("take", span=time.monotonic() - _asked.get(), **_facts(delivery))
         return hold(self, deliveries)
 
     async def settled(
         self: Stream, done: Mapping[str, Sequence[Delivery]], others: Sequence[tuple[Delivery, Outcome]]
     ) -> Settled:
+        for delivery in [delivery for each in done.values() for delivery in each]:
+            log("sent", note="done", **_short(delivery))
+        for delivery, outcome in others:
+            log("sent", note=type(outcome).__name__.lower(), **_short(delivery))
         begun = time.monotonic()
         result = await settle(self, done, others)
         span = time.monotonic() - begun
@@ -53,18 +64,51 @@ def watch_worker(log: Log) -> None:
 
     def renewed(self: Lease) -> None:
         held = sum(map(len, list(self._held.values())))
+        begun = time.monotonic()
         renew(self)
-        log("renewed", number=held)
+        log("renewed", number=held, span=time.monotonic() - begun)
 
-    Lease._renew = renewed  # type: ignore[method-assign]
+    def gave_up(self: Lease) -> None:
+        span = time.monotonic() - self._renewed
+        if span >= self._lease:  # said before the loop hears of it
+            log("gaveup", span=span)
+        late(self)
+
+    Lease._renew, Lease._give_up_late = renewed, gave_up  # type: ignore[method-assign]
+    Stream.take, Stream._look = _asking(Stream.take), _asking(Stream._look)  # type: ignore[method-assign,assignment]
     Stream._hold = held  # type: ignore[method-assign]
     Stream.settle = settled  # type: ignore[method-assign]
     Hall._lose = lost  # type: ignore[method-assign]
     threading.Thread(target=_pulse, args=(log,), daemon=True).start()
 
 
+def _asking(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def around(self: Stream, *args: Any, **options: Any) -> Any:
+        _asked.set(time.monotonic())
+        return await method(self, *args, **options)
+
+    return around
+
+
+def watch_signals(log: Log) -> None:
+    """Before and after these, SIGTERM ends a process as it ends any."""
+    enter, leave = Signals.__enter__, Signals.__exit__
+
+    def entered(self: Signals) -> Signals:
+        enter(self)
+        log("hears")
+        return self
+
+    def left(self: Signals, *exc: object) -> None:
+        log("deaf")
+        leave(self, *exc)
+
+    Signals.__enter__, Signals.__exit__ = entered, left  # type: ignore[method-assign]
+
+
 def watch_scheduler(log: Log) -> None:
     ask = Timetable._ask
+    watch_signals(log)
 
     async def asked(self: Timetable, lane: Any, schedule: Any, slot: int, interval: int, *, run: bool = False) -> Any:
         verdict, last = await ask(self, lane, schedule, slot, interval, run=run)
@@ -93,13 +137,13 @@ def _short(delivery: Delivery) -> dict[str, Any]:
 
 def _pulse(log: Log) -> None:
     """A machine that is too busy looks like a frozen worker: so it is told when it was."""
-    before = time.monotonic()
+    before, used = time.monotonic(), time.process_time()
     while True:
         time.sleep(0.05)
-        now = time.monotonic()
+        now, own = time.monotonic(), time.process_time()
         if now - before > STALL:
-            log("stall", span=now - before)
-        before = now
+            log("stall", span=now - before, number=round((own - used) * 1000))
+        before, used = now, own
 
 
 class Ticking(CronTask):
