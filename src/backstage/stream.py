@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -100,7 +101,7 @@ class Stream:
         self._reader = Reader(self._reads, self.group, self.consumer)
         self._served: dict[str, str] = {}
         self.refused: list[str] = []
-        self._doubt, self._stalls = False, 0
+        self._doubt, self._stalls, self._turn = False, 0, float("inf")
         self._claiming = asyncio.Lock()
         """What is claimed for us is held before anybody asks what is pending for us and not held."""
         self._cursors: dict[str, str] = {}
@@ -184,9 +185,11 @@ class Stream:
                 async with self._claiming:
                     self._doubt = False
                     found = await self._recover()
+                    self._check_turn()
                 if found and not self._doubt:
                     return self._hold(found)
             found = [] if self._doubt else await self._reader.take(room, block)
+            self._check_turn()
             return [] if self._doubt else self._hold(found)
         except NoGroup:
             self._served, self._doubt = {}, True  # other queues of the same pass may have answered with jobs
@@ -207,6 +210,17 @@ class Stream:
             entries = await self._reads.script(load("recover"), [key], pack((self.group, self.consumer, held)))
             found += [Delivery(queue, id, fields, times, self._reads.run_id) for id, times, fields in entries]
         return found
+
+    def turn(self, patience: float) -> None:
+        """The loop has its turn, and is to have another within `patience` seconds: else it stood still."""
+        self._check_turn()
+        self._turn = time.monotonic() + patience
+
+    def _check_turn(self) -> None:
+        # Before each answer, too: a task that was woken before the loop stood still goes on before any timer.
+        if time.monotonic() > self._turn:
+            self._turn = float("inf")
+            self.stood_still()
 
     def stood_still(self) -> None:
         """Answers that lay here unread for half a lease count as lost; what is still ours comes with the next take."""
@@ -324,6 +338,7 @@ class Stream:
     async def _look(self, queue: str, blob: bytes, *, scan: bool) -> Reclaimed:
         stalls = self._stalls
         mark, entries, gone, now = await self._upkeep.script(load("reclaim"), [self.keys.stream(queue)], blob)
+        self._check_turn()
         self.clock.hear(int(now))
         if mark == b"NOGROUP" and queue not in self.refused:
             self._served = {}

@@ -564,6 +564,18 @@ class TestLeases:
         (ours,) = await stream.take(1)
         assert ours.times == 2
 
+    async def test_an_answer_is_known_to_be_old_before_any_timer_tells(self, make: Make) -> None:
+        """A task that is woken goes on before the timers that are due by then: it looks at the clock itself."""
+        dead, stream = make(), make()
+        await one(dead)
+        stream.turn(0.2)
+        looking = asyncio.create_task(stream.reclaim(1, "default", idle=0))
+        await asyncio.sleep(0)  # it has begun
+        time.sleep(0.3)  # a handler
+        assert await looking == []
+        (ours,) = await stream.take(1)
+        assert ours.times == 2
+
     async def test_a_look_goes_on_where_the_last_one_ended(self, make: Make) -> None:
         """With little room the whole list is seen, each entry once, then it begins anew."""
         dead, stream = make(), make()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from redis.asyncio import Redis
@@ -38,22 +37,20 @@ async def every(seconds: float, step: Callable[[], Awaitable[float | None]], wha
         await asyncio.sleep(seconds * random.uniform(0.9, 1.1) if pause is None else pause)
 
 
-async def pulse(seconds: float, stood_still: Callable[[], None]) -> None:
-    """For ever: call `stood_still` when the loop got no turn for twice so long: a handler blocked it, or all stopped.
+async def pulse(seconds: float, turn: Callable[[float], None]) -> None:
+    """For ever: call `turn` whenever the loop has one, with how many seconds may pass until the next.
 
-    By a timer and not in a task, so that it is known before any task goes on with what arrived meanwhile.
+    They pass when a handler blocks the loop, or all stops. By a timer and not in a task: nothing else is awaited.
     """
-    loop, before = asyncio.get_running_loop(), time.monotonic()
+    loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
 
     def beat() -> None:
-        nonlocal before, timer
-        now = time.monotonic()
-        if now - before > 2 * seconds:
-            stood_still()
-        before, timer = now, loop.call_later(seconds, beat)
+        nonlocal timer
+        turn(2 * seconds)
+        timer = loop.call_later(seconds, beat)
 
-    timer = loop.call_later(seconds, beat)
+    beat()
     try:
         await loop.create_future()
     finally:

@@ -222,7 +222,7 @@ class Hall:
 
     def _upkeep(self) -> list[tuple[str, Any]]:
         parts = [part for space in self._spaces for part in space.upkeep(self._room)]
-        parts.append(("pulse", pulse(self._config.idle_timeout / 4000, self._stood_still)))
+        parts.append(("pulse", pulse(self._config.idle_timeout / 4000, self._turn)))
         if self._timetable is not None:
             parts.append(("timetable", self._timetable.run()))
         return parts
@@ -265,9 +265,9 @@ class Hall:
     def _current(self) -> Delivery | None:
         return self._slots.current()
 
-    def _stood_still(self) -> None:
+    def _turn(self, patience: float) -> None:
         for space in self._spaces:
-            space.stream.stood_still()
+            space.stream.turn(patience)
 
     def _eased(self) -> None:
         self._slots.eased()
