@@ -17,7 +17,7 @@ from backstage.blobs import Ready
 from backstage.config import RedisConfig
 from backstage.connection import Connector, close
 from backstage.durability import TOGETHER, Safe
-from backstage.errors import BackstageError, RedisUnavailable
+from backstage.errors import BackstageError, ConfigError, RedisUnavailable
 from backstage.job import Durability, Job, fix_ids
 from backstage.keys import keyspace_of
 from backstage.outbox import MOST, Outbox, cuts
@@ -105,22 +105,22 @@ class Link:
         if len(self.spaces) == 1:
             return await _send_all(self.spaces[0], jobs, payloads, routes, durability)
         fix_ids(jobs)
-        places: dict[int, list[int]] = {}
+        places: list[list[int]] = [[] for _ in self.spaces]
         for at, job in enumerate(jobs):
-            places.setdefault(_home(job, len(self.spaces)), []).append(at)
+            places[_home(job, len(places))].append(at)
         answers = await asyncio.gather(
             *(
-                _send_all(self.spaces[n], [jobs[at] for at in ats], [payloads[at] for at in ats], routes, durability)
-                for n, ats in places.items()
+                _send_all(space, [jobs[at] for at in ats], [payloads[at] for at in ats], routes, durability)
+                for space, ats in zip(self.spaces, places, strict=True)
             ),
             return_exceptions=True,
         )
         verdicts: list[Verdict] = [None] * len(jobs)
         failed: dict[str, BackstageError] = {}
         missing = refused = 0
-        for (n, ats), answer in zip(places.items(), answers, strict=True):
+        for space, ats, answer in zip(self.spaces, places, answers, strict=True):
             if isinstance(answer, BackstageError):
-                failed[self.spaces[n].prefix], missing = answer, missing + len(ats)
+                failed[space.prefix], missing = answer, missing + len(ats)
             elif isinstance(answer, BaseException):
                 raise answer
             else:
@@ -171,8 +171,9 @@ async def _send_all(
 
 def _partly(failed: Mapping[str, BackstageError], *, sure: int, missing: int, refused: int) -> BackstageError:
     """The error of a call that some keyspaces did not take, or took in part."""
-    kind = next((type(exc) for exc in failed.values() if type(exc) is RedisUnavailable), None)
-    first = next(exc for exc in failed.values() if kind in (None, type(exc)))
+    first = min(failed.values(), key=lambda exc: type(exc) is not RedisUnavailable)
+    if not sure and not refused and isinstance(first, ConfigError):  # told before anything is sent
+        return first
     also = f", {refused} were refused" if refused else ""
     places = ", ".join(failed)
     return type(first)(

@@ -173,18 +173,31 @@ async def test_refused_in_one(client: Client, redis: Redis, tag: str) -> None:
 
 
 async def test_durability_in_each(own_server: Server, tag: str) -> None:
-    """Each keyspace's jobs are confirmed by its server."""
-    own_server.restart(persist=True)
+    """Each keyspace's jobs are confirmed by its server; where none can, nothing is sent, and the error is its own."""
     own_server.stop()
     own_server.start("--appendonly", "yes", "--appendfsync", "always")
+    with own_server.client() as db:
+        able = "waitaof" in db.command()  # since Redis 7.2
+    jobs = [Job("t") for _ in range(30)]
     async with Client(url=own_server.url, prefix=f"{{{tag}}}", keyspaces=N) as client:
-        ids = await client.enqueue_many([Job("t") for _ in range(30)], durability="fsync")
-        one = await client.enqueue("t", durability="fsync")
+        if able:
+            assert await client.enqueue_many(jobs, durability="fsync") == [job.id for job in jobs]
+            jobs.append(Job("t", id=await client.enqueue("t", durability="fsync")))
+        else:
+            with pytest.raises(ConfigError, match=r"^durability='fsync' needs a server with WAITAOF"):
+                await client.enqueue_many(jobs, durability="fsync")
     own_server.kill()
     own_server.start()
     async with Redis(unix_socket_path=own_server.socket, decode_responses=True) as redis:
         found = await waiting(redis, tag)
-    assert sorted(id for each in found for id in each) == sorted(id for id in [*ids, one] if id is not None)
+    assert sorted(id for each in found for id in each) == sorted(job.id for job in jobs if able)
+
+
+async def test_durability_that_a_server_does_not_have(client: Client, redis: Redis, tag: str) -> None:
+    """Is refused before anything is sent."""
+    with pytest.raises(ConfigError, match=r"^durability='fsync'"):
+        await client.enqueue_many([Job("t") for _ in range(30)], durability="fsync")
+    assert not await redis.keys(f"{{{tag}:*")
 
 
 # ---- working ---------------------------------------------------------------------------------------------------------
