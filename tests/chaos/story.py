@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -104,6 +104,7 @@ class Story:
         """When a worker let go all that it held, since it had not renewed for `span` seconds."""
         self.calls: dict[str, list[tuple[float, float]]] = defaultdict(list)
         """When each call with outcomes was sent and answered, by worker; answered ones only."""
+        self._turns: dict[str, list[tuple[tuple[int, int], float]]] = defaultdict(list)
         self._open: dict[tuple[str, str, int], Hold] = {}
         self._waiting: dict[tuple[str, str], list[Hold]] = defaultdict(list)
         for event in events:
@@ -182,6 +183,17 @@ class Story:
         Redis forgets who held what; the group that is made anew begins at the first entry.
         """
         return any(queue == hold.queue and hold.handed <= b and a <= until for a, b, queue in self.destroyed)
+
+    def head_of_queue(self, entry: str) -> float:
+        """When the entry before this one in its queue was first taken: until then this one had to wait its turn."""
+        queue, _, id = entry.partition(":")
+        if not self._turns:
+            for each, holds in self.by_entry.items():
+                self._turns[each.partition(":")[0]].append((_order(each.partition(":")[2]), holds[0].taken))
+            for turns in self._turns.values():
+                turns.sort()
+        place = bisect_left(self._turns[queue], (_order(id), 0.0))
+        return self._turns[queue][place - 1][1] if place else 0.0
 
     def past_limit(self, hold: Hold, until: float) -> bool:
         """Whether its hard limit could not be enforced, since its loop was blocked for OVERDUE after it and longer.
@@ -289,6 +301,11 @@ class Story:
         self.down[event.target] = event.at, event.number
         if event.number == -9:
             self.killed.setdefault(event.target, event.at)
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    ms, _, number = entry_id.partition("-")
+    return int(ms), int(number)
 
 
 def first_after(times: Iterable[float], at: float) -> float:

@@ -125,6 +125,8 @@ def _delayed(story: Story) -> Iterator[Figure]:
             early.append(token)
         seconds = (first.started_wall - ask.answered - ask.delay) / 1000
         due = (first.start or 0.0) - seconds
+        # What stands before it in its queue is served first, as with any job: a backlog makes nothing late.
+        seconds = min(seconds, (first.start or 0.0) - story.head_of_queue(first.entry))
         if story.calm(due - 2.0, due + min(seconds, 1.0)):
             late.append((seconds, token))
     yield Figure("delayed jobs that ran early", early, count)
@@ -141,6 +143,9 @@ def _malformed(story: Story, snapshot: Snapshot) -> Iterator[Figure]:
             wrong.append(f"{token}: {len(found)} times")
             continue
         seconds = max(0.0, (int(found[0].get("deadLetteredAt", 0)) - event.wall) / 1000)
+        if "originalId" in found[0]:
+            entry = f"{found[0]['queue']}:{found[0]['originalId']}"
+            seconds = min(seconds, max(0.0, event.at + seconds - story.head_of_queue(entry)))
         if story.calm(event.at, event.at + min(1.0, seconds)):
             waits.append((seconds, token))
             if found[0].get("deliveryCount", "1") != "1":
