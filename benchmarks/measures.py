@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,10 +151,10 @@ class Bench:
 
     # ---- of Backstage alone ------------------------------------------------------------------------------------------
 
-    def waiting(self) -> Figures:
+    def waiting(self, sizes: Sequence[int] = (1_000, 10_000, 100_000, 1_000_000)) -> Figures:
         """The rate of at most 100,000 jobs, while so many wait."""
         found: Figures = {}
-        for waiting in (1_000, 10_000, 100_000, 1_000_000):
+        for waiting in sizes:
             count = self.jobs(waiting)
             worked = min(count, self.jobs(100_000))
             self.server.flush()
@@ -165,19 +165,21 @@ class Bench:
                 found["waiting_mb"] = line["peak_mb"]
         return found
 
-    def queues(self) -> Figures:
+    def queues(self, counts: Sequence[int] = (1, 3, 20)) -> Figures:
         """The jobs in one queue, with empty ones around it."""
         found: Figures = {}
-        for queues in (1, 3, 20):
+        for queues in counts:
             jobs = self.jobs(100_000)
             self.server.flush()
             self.enqueue("backstage", jobs, "bulk")
             found[f"queues_{queues}"] = self.work("backstage", jobs, BENCH_QUEUES=str(queues))["rate"]
         return found
 
-    def payloads(self) -> Figures:
+    def payloads(
+        self, sizes: Sequence[tuple[int, int]] = ((100, 100_000), (10_000, 20_000), (100_000, 2_000))
+    ) -> Figures:
         found: Figures = {}
-        for size, jobs in ((100, 100_000), (10_000, 20_000), (100_000, 2_000)):
+        for size, jobs in sizes:
             count = self.jobs(jobs)
             self.server.flush()
             found[f"bulk_{size}_bytes"] = self.enqueue("backstage", count, "bulk", pad=size)

@@ -94,7 +94,7 @@ class Programs:
         self._python, self._patience = python, patience
         self._version = _version(python or sys.executable)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("REDIS_", "BACKSTAGE_"))}
-        self._env = {**kept, "BENCH_URL": url, "PYTHONDONTWRITEBYTECODE": "1"}
+        self._env = {**kept, "BENCH_URL": url}
         self._port = url.rsplit(":", 1)[1].split("/")[0]
         self._made: dict[str, str] = {}
         self._ceiling: str | None = None

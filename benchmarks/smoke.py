@@ -21,10 +21,10 @@ def smoke(server: Server, programs: Programs, names: list[str] | None, peers: It
             ("backstage", partial(each, BACKSTAGE))
             for each in (bench.throughput, bench.handlers, bench.latency, bench.idle)
         ],
-        ("backstage", bench.waiting),
-        ("backstage", bench.queues),
+        ("backstage", partial(bench.waiting, (100_000, 1_000_000))),  # the less would be as few
+        ("backstage", partial(bench.queues, (20,))),
         ("backstage", bench.workers),
-        ("backstage", bench.payloads),
+        ("backstage", partial(bench.payloads, ((100_000, 2_000),))),
         ("backstage", bench.flood),
         ("backstage", bench.hoard),
     ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import signal
+import tempfile
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -15,10 +17,16 @@ from redis.asyncio import Redis
 from support.server import Server
 
 
-def pytest_configure() -> None:
-    """A shell starts what runs in its background with Ctrl-C ignored, and children inherit that: tests send it."""
+def pytest_configure(config: pytest.Config) -> None:
+    """What child processes inherit must not depend on who starts the tests."""
+    # A shell starts what runs in its background with Ctrl-C ignored: tests send it.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Where nobody keeps bytecode, hundreds of children would compile everything anew: they keep it while the tests run.
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        kept = tempfile.TemporaryDirectory(prefix="backstage-bytecode-")
+        os.environ["PYTHONPYCACHEPREFIX"] = kept.name
+        config.add_cleanup(kept.cleanup)
 
 
 @pytest.fixture(scope="session")

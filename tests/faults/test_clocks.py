@@ -73,12 +73,13 @@ async def there(clock: Clock) -> AsyncIterator[Keyspace]:
 
 
 class Crew:
-    """Two workers of one server: what runs takes three leases."""
+    """Two workers of one server: a long job takes three leases, or what `leases` says."""
 
-    def __init__(self, at: Settings) -> None:
+    def __init__(self, at: Settings, leases: int = 3) -> None:
         self.workers = [Worker(**at, worker_id=f"w{n}") for n in range(2)]
         self.starts: list[str] = []
         self.ends: list[str] = []
+        self._leases = leases
         for worker in self.workers:
             self._register(worker)
 
@@ -86,7 +87,7 @@ class Crew:
         @worker.on("long")
         async def long(name: str) -> None:
             self.starts.append(name)
-            await asyncio.sleep(3 * LEASE / 1000)
+            await asyncio.sleep(self._leases * LEASE / 1000)
             self.ends.append(name)
 
         @worker.on("short")
@@ -126,7 +127,7 @@ async def long(name):
     say("start")
     await asyncio.sleep(60)
 """
-    crew = Crew(at)
+    crew = Crew(at, leases=0)
     async with Client(url=clock.server.url) as client:
         with Process.worker(source, **at) as doomed:
             await doomed.consuming()

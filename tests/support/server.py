@@ -113,7 +113,11 @@ class Server:
         command = self._command([word for name, value in options.items() for word in (f"--{name}", value)])
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen([*command, *self._options], stdout=log, stderr=log)
-        wait_until_sync(lambda: self._gone() or self._answers(), timeout=10.0, message="the server answers")
+        try:
+            wait_until_sync(lambda: self._gone() or self._answers(), timeout=30.0, message="the server answers")
+        except BaseException:  # nobody else would end it
+            self.close()
+            raise
         if not self._gone():
             return True
         self._reap()
