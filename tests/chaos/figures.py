@@ -101,7 +101,7 @@ class Enough(Figure):
 
     @property
     def goal(self) -> str:  # type: ignore[override]
-        return f"≥ {self.least:,}" if self.least else "(≥ 60 s: not counted)"
+        return f"≥ {self.least:,}" if self.least else ""
 
     @property
     def measured(self) -> str:
