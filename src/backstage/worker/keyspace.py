@@ -27,7 +27,7 @@ from backstage.worker.finisher import Finisher
 from backstage.worker.lease import Lease
 from backstage.worker.slots import UNSETTLED, Slots
 from backstage.worker.sources import Fetcher, Reclaimer
-from backstage.worker.upkeep import Control, Pause, Promoter, Registry, every
+from backstage.worker.upkeep import Control, Pause, Promoter, Registry, cancelled, every
 
 log = logging.getLogger("backstage")
 
@@ -173,8 +173,8 @@ class Keyspace:
     # ---- the end -----------------------------------------------------------------------------------------------------
 
     async def unblock(self) -> None:
-        """For ever: end a read that waits. It must not be cancelled."""
-        while True:
+        """End a read that waits, for it must not be cancelled; again and again, until this is."""
+        while not cancelled():
             try:
                 await self.stream.unblock()
             except BackstageError as exc:
@@ -256,6 +256,7 @@ class InTurn:
                 await asyncio.wait({reading}, timeout=self.PATIENCE)
             except BaseException:
                 reading.cancel()
+                await asyncio.wait({reading})
                 raise
         return await reading
 

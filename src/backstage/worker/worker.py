@@ -240,7 +240,9 @@ class Hall:
         await life.stopping.wait()
         log.info("worker %s stops", self._worker_id)
         self._slots.close()
-        await asyncio.gather(*(space.unblock() for space in self._spaces))
+        async with asyncio.TaskGroup() as group:  # which ends with the last of them
+            for space in self._spaces:
+                group.create_task(space.unblock(), name="backstage stop")
 
     async def _drain(self, life: Life) -> None:
         hurry = asyncio.create_task(self._hurry(life))
