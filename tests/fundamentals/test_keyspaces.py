@@ -35,6 +35,7 @@ from backstage import (
     Worker,
 )
 from backstage.keys import keyspace_of
+from backstage.outcome import RELEASED
 from backstage.worker.keyspace import InTurn
 from support.pages import ROOT
 from support.server import Server
@@ -292,11 +293,17 @@ async def test_an_idle_keyspace_holds_up_no_other(
     assert asyncio.get_running_loop().time() - asked < 5.0
 
 
+@pytest.mark.parametrize("given_back", [False, True])
 async def test_where_outcomes_can_not_be_written_nothing_more_is_taken(
-    client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+    client: Client, worker: Worker, redis: Redis, tag: str, monkeypatch: pytest.MonkeyPatch, given_back: bool
 ) -> None:
-    """That keyspace waits, for its jobs would be run in vain; the others go on."""
+    """That keyspace waits, for its jobs would be run in vain: new ones, and those given back. The others go on."""
     settle, writable, ran = Stream.settle, asyncio.Event(), Counter[int]()
+    await client.enqueue_many([Job("work", id=id) for n in range(N) for id in ids_of(100, n)])
+    for n in range(N) if given_back else ():
+        holder = Stream(redis, prefix=f"{{{tag}:{n}}}")
+        assert await holder.finish([(delivery, RELEASED) for delivery in await holder.take(100)]) == [True] * 100
+        await holder.aclose()
 
     async def slow(self: Stream, *batch: Any) -> Any:
         if self.keys.prefix.endswith(":1}"):
@@ -313,7 +320,6 @@ async def test_where_outcomes_can_not_be_written_nothing_more_is_taken(
         await asyncio.sleep(0.002)
         ran[home(run.job.id)] += 1
 
-    await client.enqueue_many([Job("work", id=id) for n in range(N) for id in ids_of(100, n)])
     async with worker.running():
         await wait_until(lambda: (ran[0], ran[2]) == (100, 100))
         assert 5 < ran[1] < 50

@@ -235,7 +235,7 @@ class InTurn:
         return self._slots.closed
 
     async def new(self, space: Keyspace) -> list[Delivery] | None:
-        if space.finisher.waiting() > UNSETTLED and not self.closed:  # its server is slow: more would be run in vain
+        if self._behind(space) and not self.closed:
             await asyncio.sleep(self.PATIENCE)
             return []
         if not space.fetcher.away and (found := await self._read(space.fetcher.look)):
@@ -244,7 +244,11 @@ class InTurn:
         return await space.fetcher.take(max(1, room // self._count)) if room else None
 
     async def left(self, space: Keyspace) -> list[Delivery]:
-        return await self._read(space.reclaimer.take)
+        return [] if self._behind(space) else await self._read(space.reclaimer.take)
+
+    def _behind(self, space: Keyspace) -> bool:
+        """Its server is slow with what has run: more would be run in vain."""
+        return space.finisher.waiting() > UNSETTLED
 
     async def _read(self, read: Callable[[int], Coroutine[Any, Any, list[Delivery]]]) -> list[Delivery]:
         async with self._turn:
