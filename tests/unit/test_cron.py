@@ -60,13 +60,19 @@ def test_clock_changes(schedule: str, zone: str, day: str, expected: list[str]) 
 @pytest.mark.parametrize("zone", [BERLIN, NEW_YORK, "Africa/Cairo", "America/Havana", "Australia/Lord_Howe", "UTC"])
 @pytest.mark.parametrize("schedule", ["30 2 * * *", "0 0 * * *", "*/30 0,1 * * 5", "0 */2 * * *", "0 * * * 5"])
 def test_slots_depend_on_the_schedule_alone(schedule: str, zone: str) -> None:
-    """Wherever a search starts it finds the same slots: two schedulers never disagree, clock changes included."""
+    """Wherever a search starts it finds the same slots: two schedulers never disagree, clock changes included.
+
+    Days far from a clock change are alike; the first of each month stands for them.
+    """
     task = CronTask(schedule, "t", timezone=zone)
     found = [
         run.astimezone(UTC) for run in task.slots(datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC))
     ]
     assert found == sorted(set(found))
     for one, following in pairwise(found):
+        before, after = ((one + timedelta(days=days)).astimezone(ZoneInfo(zone)) for days in (-8, 8))
+        if before.utcoffset() == after.utcoffset() and one.day != 1:
+            continue
         for start in (one, one + (following - one) / 2, following - timedelta(seconds=1)):
             assert task.next_run(start).astimezone(UTC) == following
 
