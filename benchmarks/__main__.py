@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import chart, report
+from benchmarks import chart, report, rooms
 from benchmarks.measures import BACKSTAGE, BARE, PEERS, Bench, Figures, System
 from benchmarks.programs import ROOT, Failed, Programs
 from benchmarks.results import Results
@@ -39,6 +39,9 @@ def main() -> None:
     with Server(options.server or default_binary()) as server:
         programs = Programs(server.url, options.python, patience=30.0 if options.smoke else 300.0)
         try:
+            if options.rooms:
+                print(rooms.table(server))
+                return
             if options.smoke:
                 sys.exit(smoke(server, programs, options.systems or None, peers))
             results = measure(options, server, programs, peers)
@@ -154,6 +157,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help="put the table into README.md and the chart into docs/")
     parser.add_argument("--no-save", action="store_true", help="write no file to benchmarks/results/")
     parser.add_argument("--smoke", action="store_true", help="only see whether every program handles all its jobs")
+    parser.add_argument("--rooms", action="store_true", help="only what each step of a job's way costs, microseconds")
     options = parser.parse_args()
     known = [*names, "backstage", "bare", "ceiling"]
     for name in options.systems:

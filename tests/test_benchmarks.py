@@ -27,6 +27,15 @@ def test_a_program_handles_all_its_jobs(name: str) -> None:
     assert re.search(r"^[1-9]\d* passed, 0 failed$", said, re.MULTILINE), said
 
 
+def test_each_room_has_its_cost() -> None:
+    """`make bench ARGS=--rooms` measures every step of a job's way, on a real server."""
+    words = [sys.executable, "-m", "benchmarks", "--rooms"]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=50, check=True).stdout
+    costs = [float(cost) for cost in re.findall(r"^\| .* \| (\d+\.\d\d) \|$", said, re.MULTILINE)]
+    assert len(costs) == 16, said
+    assert min(costs) > 0, said
+
+
 @pytest.mark.parametrize("path", PEERS, ids=lambda path: path.stem)
 def test_a_peers_program_is_sound(path: Path) -> None:
     """It compiles, and its environment is pinned. `python -m benchmarks --smoke --peers` runs it, which needs PyPI."""

@@ -81,8 +81,8 @@ def test_import_loads_no_extra() -> None:
 def test_import_is_quick(tmp_path: Path) -> None:
     """It takes less than 150 ms of the processor, of which redis-py takes half, on a machine where that takes 75 ms.
 
-    On a slower or busier one both take longer, so the driver is the measure; the best of several counts. Both are compiled,
-    as installed packages are; this checkout may have been told to keep no bytecode.
+    On a slower or busier one both take longer, so the driver is the measure; the best of several counts. Both are
+    compiled, as installed packages are; this checkout may have been told to keep no bytecode.
     """
 
     def seconds(module: str) -> float:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import time
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +11,7 @@ import msgspec
 
 from backstage.durations import LONGEST, Duration, to_ms
 from backstage.errors import ConfigError, quoted
+from backstage.ids import new_ids
 from backstage.queue import Priority, Queue, check_name, queue_name
 
 
@@ -388,18 +385,3 @@ def fix_ids(jobs: Sequence[Job]) -> None:
     missing = [job for job in jobs if job._id is None]
     for job, id in zip(missing, new_ids(len(missing)), strict=True):
         job._id = id
-
-
-def new_ids(n: int) -> list[str]:
-    """UUIDv7s of this moment, in rising order: milliseconds, 26 random bits, a counter from a random start.
-
-    RFC 9562, section 5.7, and 6.2 method 1.
-    """
-    ms, random = time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10), "big")
-    head = f"{ms >> 16:08x}-{ms & 0xFFFF:04x}-7{random >> 68 & 0xFFF:03x}-{0x8000 | random >> 52 & 0x3FFF:04x}-"
-    start = random & 0x7FFF_FFFF_FFFF  # its top bit is free, so that counting on never overflows the 48 bits
-    counts = array("Q", range(start, start + n))  # all of them as one text: formatting each takes twice as long
-    if sys.byteorder == "little":
-        counts.byteswap()
-    digits = counts.tobytes().hex()
-    return [head + digits[at : at + 12] for at in range(4, 16 * n, 16)]

@@ -267,7 +267,8 @@ class Stream:
             if len(plain[queue]) != len(deliveries):
                 suspects += [(d, Done()) for d in deliveries if d.server != server]
         others = [*others, *suspects]
-        current = [isinstance(outcome, Done) or not self._anew(delivery) for delivery, outcome in others]
+        # Not for an entry that we got once more. The server may not tell the two: giving back takes one off the count.
+        current = [isinstance(outcome, Done) or self.held[d.queue].get(d.entry_id, d) is d for d, outcome in others]
         batch = blobs.finish(
             self.keys, plain, [pair for pair, asks in zip(others, current, strict=True) if asks], server,
             group=self.group, consumer=self.consumer, delete=self._delete,
@@ -287,10 +288,6 @@ class Stream:
                 answers.append(verdict == 1)
         wrong = sum(answer is not True for answer in answers[len(others) - len(suspects) :])
         return Settled(lost + wrong, answers[: len(others) - len(suspects)])
-
-    def _anew(self, delivery: Delivery) -> bool:
-        """Whether we got its entry once more. The server may not tell the two: giving back takes one off the count."""
-        return self.held[delivery.queue].get(delivery.entry_id, delivery) is not delivery
 
     # ---- leases ------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from backstage.errors import ConfigError, InvalidName
-from backstage.job import Backoff, Dedupe, Delivery, Job, Next, new_ids, to_backoff, to_dedupe
+from backstage.ids import new_ids
+from backstage.job import Backoff, Dedupe, Delivery, Job, Next, to_backoff, to_dedupe
 from backstage.queue import Queue
 
 
