@@ -134,7 +134,7 @@ class Stage:
 async def no_fence(stage: Stage) -> None:
     """A zombie's run fails while another worker runs the job: its retry must not end that run."""
     first = await stage.worker("first", stage.variant)
-    job = {"ms": 400, "later": 2000, "fails": 1}
+    job = {"ms": 1500, "later": 6000, "fails": 1}
     await stage.enqueue("a", "flaky", job, attempts=3, backoff={"type": "fixed", "delay": 50})
     await stage.seen("start", "first")
     async with stage.frozen(first):

@@ -220,11 +220,19 @@ class Nemesis:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(15):
                 while (
-                    len(self._fleet.of("worker")) < self._fleet.size("worker")
+                    sum(map(self._works, self._fleet.of("worker"))) < self._fleet.size("worker")
                     or (all and time.monotonic() < self._loud)
                     or await asyncio.to_thread(self._behind)
                 ):
                     await asyncio.sleep(0.05)
+
+    def _works(self, worker: Member) -> bool:
+        """Whether it has taken a job yet."""
+        history = self._fleet.history(worker.name)
+        if not history.exists():
+            return False
+        with history.open("rb") as file:
+            return b'"what":"take"' in file.read(65_536)
 
     async def served(self, seconds: float) -> None:
         """Until the jobs that we put there last are done, or so many seconds."""

@@ -22,7 +22,7 @@ from backstage.worker.lease import Lease
 from backstage.worker.worker import Hall
 from chaos.history import Log
 
-STALL = 0.3
+STALL = 0.15
 """Seconds for which a process may not get the processor before it says so: a lease can't be kept without."""
 
 

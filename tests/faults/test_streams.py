@@ -278,6 +278,33 @@ async def test_a_network_that_goes_silent_or_slow_is_overcome(how: str, own_serv
     assert set(site.runs.values()) == {1}
 
 
+async def test_a_lease_connection_that_went_silent_while_nothing_ran_costs_no_job(own_server: Server) -> None:
+    """Nobody asks on it while nothing is held, so that only the next job's first renewal finds it dead."""
+    async with Proxy(own_server.port) as proxy, Client(url=own_server.url) as direct:
+        worker = Worker(url=proxy.url, idle_timeout=1_500, reclaimer_interval=200, block_timeout=500)
+        runs = Counter[int]()
+
+        @worker.on("long")
+        async def long(n: int) -> None:
+            runs[n] += 1
+            await asyncio.sleep(2)
+
+        async with worker.running(), Redis.from_url(own_server.url) as redis:
+            await direct.enqueue("long", 1)
+            await wait_until(lambda: runs[1])
+            await wait_until(lambda: _drained(redis))
+            proxy.hole()
+            proxy.heal()
+            await direct.enqueue("long", 2)
+            await wait_until(lambda: runs[2], timeout=20)
+            await wait_until(lambda: _drained(redis), timeout=20)
+        assert runs == {1: 1, 2: 1}
+
+
+async def _drained(redis: Redis) -> bool:
+    return not await redis.xlen("backstage:default")
+
+
 async def _blocked(redis: Redis) -> bool:
     return (await redis.info("clients"))["blocked_clients"] > 0
 

@@ -82,7 +82,7 @@ class Keyspace:
         self._control = Control(redis, stream.keys.control, heard)
         self._registry = Registry(stream, self._worker_id, facts, idle=config.idle_timeout)
         self.lease = Lease(
-            connect=sync_dialer(redis, timeout=max(1.0, config.idle_timeout / 3000)),
+            connect=sync_dialer(redis, timeout=max(0.2, config.idle_timeout / 3000)),
             stream_key=stream.keys.stream,
             group=config.consumer_group,
             consumer=consumer,
