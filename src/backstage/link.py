@@ -117,7 +117,7 @@ class Link:
         )
         verdicts: list[Verdict] = [None] * len(jobs)
         failed: dict[str, BackstageError] = {}
-        missing = refused = 0
+        missing = refused = duplicates = 0
         for space, ats, answer in zip(self.spaces, places, answers, strict=True):
             if isinstance(answer, BackstageError):
                 failed[space.prefix], missing = answer, missing + len(ats)
@@ -125,10 +125,12 @@ class Link:
                 raise answer
             else:
                 refused += sum(isinstance(verdict, BackstageError) for verdict in answer)
+                duplicates += answer.count(None)
                 for at, verdict in zip(ats, answer, strict=True):
                     verdicts[at] = verdict
         if failed:
-            raise _partly(failed, sure=len(jobs) - missing - refused, missing=missing, refused=refused)
+            told = {"were duplicates": duplicates, "were refused": refused}
+            raise _partly(failed, told, jobs=len(jobs), missing=missing)
         return verdicts
 
     async def close(self) -> None:
@@ -169,13 +171,14 @@ async def _send_all(
     return verdicts
 
 
-def _partly(failed: Mapping[str, BackstageError], *, sure: int, missing: int, refused: int) -> BackstageError:
-    """The error of a call that some keyspaces did not take, or took in part."""
+def _partly(
+    failed: Mapping[str, BackstageError], told: Mapping[str, int], *, jobs: int, missing: int
+) -> BackstageError:
+    """The error of a call that some keyspaces did not take, or took in part; `told` says what became of other jobs."""
     first = min(failed.values(), key=lambda exc: type(exc) is not RedisUnavailable)
-    if not sure and not refused and isinstance(first, ConfigError):  # told before anything is sent
+    sure = jobs - missing - sum(told.values())
+    if missing == jobs and isinstance(first, ConfigError):  # told before anything is sent
         return first
-    also = f", {refused} were refused" if refused else ""
+    also = "".join(f", {count} {what}" for what, count in told.items() if count)
     places = ", ".join(failed)
-    return type(first)(
-        f"{sure} of {sure + missing + refused} jobs are enqueued{also}; of {missing} for {places} some may be: {first}"
-    )
+    return type(first)(f"{sure} of {jobs} jobs are enqueued{also}; of {missing} for {places} some may be: {first}")
