@@ -86,22 +86,22 @@ def block(seconds: float) -> None:
 
 async def test_renews(server: Server, streams: Streams) -> None:
     """What is held never gets older than about a third of the lease."""
-    async with holding(server, streams(), 0.15) as bench:
+    async with holding(server, streams(), 0.6) as bench:
         deliveries = await bench.take(3)
-        until, oldest = time.monotonic() + 0.4, 0
+        until, oldest = time.monotonic() + 1.2, 0
         while time.monotonic() < until:
             oldest = max(oldest, *(bench.idle(delivery) for delivery in deliveries))
             await asyncio.sleep(0)
-    assert oldest < 130
+    assert oldest < 450
     assert bench.lost == []
 
 
 async def test_while_the_loop_is_blocked(server: Server, streams: Streams) -> None:
     """A handler that blocks the event loop doesn't lose its lease for that."""
-    async with holding(server, streams(), 0.1) as bench:
+    async with holding(server, streams(), 0.4) as bench:
         (held,) = await bench.take()
-        block(0.35)
-        assert bench.idle(held) < 100
+        block(1.0)
+        assert bench.idle(held) < 400
     assert bench.lost == []
 
 
@@ -118,7 +118,7 @@ async def test_counts_stay(server: Server, streams: Streams) -> None:
 async def test_lost(server: Server, streams: Streams) -> None:
     """What somebody else has taken, or finished, or deleted is told to the loop, once; the rest is kept."""
     other = streams(consumer="other~1")
-    async with holding(server, streams(consumer="me~1"), 0.09) as bench:
+    async with holding(server, streams(consumer="me~1"), 0.3) as bench:
         kept, taken, finished, deleted = await bench.take(4)
         with server.client() as db:
             key, group = bench.stream.keys.stream("default"), bench.stream.group
@@ -127,7 +127,7 @@ async def test_lost(server: Server, streams: Streams) -> None:
             db.xack(key, group, deleted.entry_id)
             db.xdel(key, deleted.entry_id)
         await wait_until(lambda: len(bench.lost) == 3)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
     assert set(bench.lost) == {taken, finished, deleted}
     assert len(bench.lost) == 3
     assert list(bench.stream.held["default"].values()) == [kept]
@@ -144,11 +144,11 @@ async def test_finished_meanwhile_is_not_lost(server: Server, streams: Streams) 
 
 async def test_overdue_is_not_renewed(server: Server, streams: Streams) -> None:
     """A run that nothing could end at its hard limit is left to others when its lease is over."""
-    async with holding(server, streams(), 0.06) as bench:
+    async with holding(server, streams(), 0.3) as bench:
         held, overdue = await bench.take(2)
         bench.overdue.add(overdue)
-        await wait_until(lambda: bench.idle(overdue) > 150)
-        assert bench.idle(held) < 100
+        await wait_until(lambda: bench.idle(overdue) > 600)
+        assert bench.idle(held) < 300
 
 
 async def test_redis_away_for_a_lease(own_server: Server, streams: Streams, caplog: pytest.LogCaptureFixture) -> None:
@@ -183,13 +183,13 @@ async def test_redis_away_for_a_moment(own_server: Server, streams: Streams) -> 
 
 async def test_scripts_flushed(own_server: Server, streams: Streams) -> None:
     """SCRIPT FLUSH costs nothing."""
-    async with holding(own_server, streams(own_server), 0.06) as bench:
+    async with holding(own_server, streams(own_server), 0.3) as bench:
         (held,) = await bench.take()
         with own_server.client() as db:
             for _ in range(3):
                 db.script_flush()
-                await asyncio.sleep(0.03)
-        assert bench.idle(held) < 60
+                await asyncio.sleep(0.15)
+        assert bench.idle(held) < 300
     assert bench.lost == []
 
 
