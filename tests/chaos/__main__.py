@@ -79,6 +79,7 @@ async def run(folder: Path, seed: int, seconds: float, rate: float, binary: str)
         nemesis = Nemesis(log, fleet, server, proxies, prefix=PREFIX, lease=LEASE / 1000)
         await asyncio.sleep(1.5)
         await storm(nemesis, plan.schedule(seed, seconds))
+        (folder / "calm").touch()
         await coda(nemesis, fleet)
         await fleet.dismiss("producer")
         await fleet.dismiss("scheduler")
@@ -107,8 +108,6 @@ async def storm(nemesis: Nemesis, strikes: list[plan.Strike]) -> None:
 
 async def coda(nemesis: Nemesis, fleet: Fleet) -> None:
     fleet.next_point = ""
-    for producer in fleet.of("producer"):
-        producer.signal(signal.SIGUSR1)
     await asyncio.sleep(plan.REST)
     for kind, pause in plan.CODA:
         await nemesis.lull(all=kind in ("kill-worker", "malformed"))

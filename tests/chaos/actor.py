@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from backstage import BackstageError, Client, RedisRefused, RedisUnavailable, Scheduler, Worker
@@ -51,9 +52,8 @@ def producer(log: Log, settings: dict[str, Any], options: dict[str, Any]) -> Non
 
 async def _produce(log: Log, settings: dict[str, Any], options: dict[str, Any]) -> None:
     """The `wanted` jobs ({token: [task, payload, options]}), or `rate` a second of all kinds until told to stop."""
-    stop, calm = asyncio.Event(), asyncio.Event()
+    stop, calm = asyncio.Event(), Path(options["folder"], "calm")
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, calm.set)
     log("up")
     log("hears")
     async with Client(**settings) as client, asyncio.TaskGroup() as group:
@@ -69,17 +69,17 @@ async def _stream(
     log: Log,
     options: dict[str, Any],
     stop: asyncio.Event,
-    calm: asyncio.Event,
+    calm: Path,
     group: asyncio.TaskGroup,
 ) -> None:
-    """Once it is `calm`, no handler blocks its worker any more."""
+    """Once the file `calm` is there, no handler blocks its worker any more."""
     dice, number, sending = random.Random(options["seed"]), 0, set[asyncio.Task[None]]()
     kinds, weights = list(jobs.WEIGHTS), list(jobs.WEIGHTS.values())
     while not stop.is_set():
         if len(sending) < IN_FLIGHT:
             number += 1
             token, kind = f"{options['name']}.{number}", dice.choices(kinds, weights)[0]
-            if kind == "blocking" and calm.is_set():
+            if kind == "blocking" and calm.exists():
                 kind = "thread"
             if options.get("crash") == number:
                 kind = "crash"
