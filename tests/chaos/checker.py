@@ -189,8 +189,12 @@ def _overdue(story: Story, worker: str, holds: list[Hold]) -> Iterator[str]:
             yield f"{hold.token} of {worker} ended {last - hold.end:.3f} s before a finish that did not bring it"
 
 
-def _cause(story: Story, first: Hold, second: Hold) -> str:
-    """Why a job may run again; empty where nothing allows it. See "When a job can run twice" in docs/reliability.md."""
+def _cause(story: Story, one: Hold, other: Hold) -> str:
+    """Why a job may run again; empty where nothing allows it. See "When a job can run twice" in docs/reliability.md.
+
+    It is the one to whom it was handed first that must have lost it, whichever of them started it first.
+    """
+    first, second = sorted((one, other), key=lambda hold: hold.handed)
     if first.lost is None and story.killed.get(first.worker, 1e18) <= second.taken:
         return "killed"  # a dead process holds nothing; what it had lost before, it lost for another reason
     sent = first.sent

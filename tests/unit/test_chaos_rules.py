@@ -80,6 +80,15 @@ def test_a_fault_explains_only_what_it_can_have_done(fault: Event, explains: boo
     assert found[TWICE].ok is explains
 
 
+@pytest.mark.parametrize(("frozen", "explains"), [("a", True), ("b", False)])
+def test_who_was_handed_it_first_must_have_lost_it(frozen: str, explains: bool) -> None:
+    """A worker that was frozen before it could start a job starts it after the next holder did."""
+    old, started = taken(1, "a")
+    started.at, started.wall = 4.2, WALL + 4200
+    found = figures([old, started], over(1.1, 4.1, "freeze", frozen), taken(4, "b", 2), ended(5, "b", 2), ended(6, "a"))
+    assert (found[AGAIN].ok, found[TWICE].ok) == (explains, explains)
+
+
 def test_who_renews_in_time_loses_nothing_to_a_fault() -> None:
     """A worker was struck, but its renewals came through."""
     fault = over(1.1, 3.0, "pause")
