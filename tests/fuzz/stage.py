@@ -19,7 +19,7 @@ from support.server import Server
 from support.waiting import wait_until
 
 SOON = 3.0
-"""Seconds within which a good job must be done, whatever came before it: one, and twice that again on a busy machine."""
+"""Seconds within which a good job must be done, whatever came before it: one, and more on a busy machine."""
 
 
 @dataclass
