@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # The half of the tests that mostly waits; the other half computes.
-WAITING := tests/faults tests/deployments tests/worker
+WAITING := tests/faults tests/deployments
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak check bench format typing docs chaos build clean
