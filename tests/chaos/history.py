@@ -58,8 +58,12 @@ class Log:
     def __init__(self, folder: str | Path, process: str) -> None:
         self._file = os.open(Path(folder) / f"{process}.history", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
-    def __call__(self, what: str, **fields: Any) -> None:
-        event = Event(at=round(time.monotonic(), 6), wall=time.time_ns() // 1_000_000, what=what, **fields)
+    def __call__(self, what: str, *, since: float | None = None, **fields: Any) -> None:
+        """`since` makes it a span up to now: one look at the clock, for a freeze may come between two."""
+        now = time.monotonic()
+        if since is not None:
+            fields["span"] = now - since
+        event = Event(at=round(now, 6), wall=time.time_ns() // 1_000_000, what=what, **fields)
         os.write(self._file, _encode(event) + b"\n")
 
     def close(self) -> None:

@@ -282,4 +282,4 @@ class Nemesis:
         try:
             yield
         finally:
-            self._log("over", note=kind, target=target, group=group, span=time.monotonic() - begun)
+            self._log("over", note=kind, target=target, group=group, since=begun)

@@ -36,7 +36,7 @@ def watch_worker(log: Log) -> None:
 
     def held(self: Stream, deliveries: list[Delivery]) -> list[Delivery]:
         for delivery in deliveries:
-            log("take", span=time.monotonic() - _asked.get(), **_facts(delivery))
+            log("take", since=_asked.get(), **_facts(delivery))
         return hold(self, deliveries)
 
     async def settled(
@@ -48,13 +48,12 @@ def watch_worker(log: Log) -> None:
             log("sent", note=type(outcome).__name__.lower(), **_short(delivery))
         begun = time.monotonic()
         result = await settle(self, done, others)
-        span = time.monotonic() - begun
         sure = True if not result.lost else None  # of plain ones only how many were lost is known
         for delivery in [delivery for each in done.values() for delivery in each]:
-            log("settled", note="done", verdict=sure, span=span, **_short(delivery))
+            log("settled", note="done", verdict=sure, since=begun, **_short(delivery))
         for (delivery, outcome), verdict in zip(others, result.verdicts, strict=True):
             told = None if isinstance(verdict, BackstageError) else verdict
-            log("settled", note=type(outcome).__name__.lower(), verdict=told, span=span, **_short(delivery))
+            log("settled", note=type(outcome).__name__.lower(), verdict=told, since=begun, **_short(delivery))
         return result
 
     def lost(self: Hall, deliveries: list[Delivery]) -> None:
@@ -66,12 +65,11 @@ def watch_worker(log: Log) -> None:
         held = sum(map(len, list(self._held.values())))
         begun = time.monotonic()
         renew(self)
-        log("renewed", number=held, span=time.monotonic() - begun)
+        log("renewed", number=held, since=begun)
 
     def gave_up(self: Lease) -> None:
-        span = time.monotonic() - self._renewed
-        if span >= self._lease:  # said before the loop hears of it
-            log("gaveup", span=span)
+        if time.monotonic() - self._renewed >= self._lease:  # said before the loop hears of it
+            log("gaveup", since=self._renewed)
         late(self)
 
     Lease._renew, Lease._give_up_late = renewed, gave_up  # type: ignore[method-assign]
@@ -142,7 +140,7 @@ def _pulse(log: Log) -> None:
         time.sleep(0.05)
         now, own = time.monotonic(), time.process_time()
         if now - before > STALL:
-            log("stall", span=now - before, number=round((own - used) * 1000))
+            log("stall", since=before, number=round((own - used) * 1000))
         before, used = now, own
 
 
