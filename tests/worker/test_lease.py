@@ -163,6 +163,25 @@ async def test_redis_away_for_a_lease(own_server: Server, streams: Streams, capl
     assert "2 jobs count as lost" in caplog.text
 
 
+async def test_a_start_that_waited_long_shortens_no_lease(
+    own_server: Server, streams: Streams, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The lease that may pass without a renewal begins when the thread does: one failed try gives up nothing."""
+    caplog.set_level(logging.DEBUG, "backstage")
+    bench = Bench(own_server, streams(own_server), 1.0)
+    made = time.monotonic()
+    held = await bench.take(2)
+    await wait_until(lambda: time.monotonic() - made > 1.1)
+    bench.lease.start()
+    own_server.kill()
+    await wait_until(lambda: len(bench.lost) == 2)
+    await bench.lease.stop()
+    await bench.client.aclose()
+    assert set(bench.lost) == set(held)
+    said = [record.message.partition(":")[0] for record in caplog.records if record.message.startswith("leases ")]
+    assert said.index("leases could not be renewed for a whole lease") >= 2, said
+
+
 async def test_redis_away_for_a_moment(own_server: Server, streams: Streams) -> None:
     """Shorter than that, nothing is lost."""
     own_server.stop()

@@ -69,6 +69,7 @@ class Lease:
         self._thread = threading.Thread(target=self._run, name="backstage lease", daemon=True)
 
     def start(self) -> None:
+        self._renewed = time.monotonic()  # whatever the start had to wait for: nothing was held
         self._thread.start()
 
     async def stop(self) -> None:
