@@ -97,12 +97,12 @@ async def test_a_replica_that_does_not_answer(prefix: str) -> None:
     A connection that is lost meanwhile changes nothing: its successor has written nothing, and isn't believed for that.
     """
     with Replicated() as pair, pair.master.client() as master:
-        async with Client(url=pair.master.url, prefix=prefix, connect_timeout=1_500) as client:
+        async with Client(url=pair.master.url, prefix=prefix, connect_timeout=3_000) as client:
             pair.sentinel.close()  # it would act
             os.kill(pair.replica.pid, signal.SIGSTOP)
             try:
                 asking = asyncio.create_task(client.enqueue("t", 1, durability="replica"))
-                await wait_until(lambda: master.xlen(f"{prefix}:default"), 1.0)
+                await wait_until(lambda: master.xlen(f"{prefix}:default"), 2.0)
                 master.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
                 with pytest.raises(RedisUnavailable, match=r"no replica has confirmed them.*may have arrived"):
                     await asking
