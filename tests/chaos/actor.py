@@ -102,7 +102,8 @@ async def enqueue(
 ) -> None:
     """One job, and what became of the call."""
     group = given["dedupe"]["key"] if "dedupe" in given else ""
-    log("enq?", token=token, note=kind, group=group, delay=given.get("delay", 0))
+    pause = given["backoff"]["delay"] if "backoff" in given else 0
+    log("enq?", token=token, note=kind, group=group, delay=given.get("delay", 0), number=pause)
     try:
         id = await client.enqueue(task, payload, **given)
     except RedisRefused as exc:

@@ -12,7 +12,7 @@ from chaos.figures import Enough, Figure, Most
 from chaos.history import Event
 from chaos.jobs import CHILDREN, DEAD
 from chaos.snapshot import Snapshot, token_of
-from chaos.story import Goals, Hold, Story
+from chaos.story import Ask, Goals, Hold, Story
 
 LOST = "acknowledged enqueues neither finished nor dead-lettered"
 
@@ -53,26 +53,34 @@ def _fates(story: Story, snapshot: Snapshot) -> Iterator[Figure]:
         for token in added
         if token not in returned and token not in dead and story.asked[token].id not in dead
     ]
-    for token in [token for token, ask in story.asked.items() if ids[token] or ask.id in ids]:
+    ended = {hold.id for hold in story.holds if hold.how == "returned"} | {e.get("jobId", "") for e in dead.values()}
+    lost += [  # whoever asked for it, and whatever was answered
+        f"{holds[0].token} was handed out to {holds[0].worker}, and never ended"
+        for id, holds in story.by_id.items()
+        if id and id not in ended
+    ]
+    for token in {**story.asked, **dead}:
         wrong += _wrong_end(story, token, dead, returned)
     for token, ask in story.asked.items():
         if ask.kind == "chain" and token in returned and token not in dead:
             children = [f"{token}/{number}" for number in range(CHILDREN)]
             lost += [f"{child} (successor)" for child in children if child not in returned and child not in dead]
-    yield Figure(LOST, lost + _deduped(story, returned), len(added))
-    yield Figure("jobs that ended otherwise than their kind does", wrong)
+    yield Figure(LOST, lost + _deduped(story, returned, dead), len(added))
+    yield Figure("jobs that ended otherwise than their kind does", wrong, len(ended))
     yield Figure("what was answered as not added, and ran", [
         token for token, ask in story.asked.items() if ask.verdict in ("duplicate", "refused") and ids[token]
-    ])  # fmt: skip
-    yield Figure("finishes whose effects happened twice", _twice(story, snapshot, ids, returned, dead))
+    ], sum(ask.verdict in ("duplicate", "refused") for ask in story.asked.values()))  # fmt: skip
+    finishes = sum(snapshot.stats.get(what, 0) for what in ("done", "again", "dead"))
+    yield Figure("finishes whose effects happened twice", _twice(story, snapshot, ids), finishes)
 
 
 def _wrong_end(story: Story, token: str, dead: dict[str, dict[str, str]], returned: set[str]) -> Iterator[str]:
-    ask = story.asked[token]
+    ask = story.asked.get(token, Ask("successor, slot", "", 0, 0))
     entry = dead.get(token) or dead.get(ask.id)
     expected = DEAD.get(ask.kind)
-    if entry is not None and entry["reason"] != expected:
-        holds = story.by_id[ask.id or entry.get("jobId", "")]
+    planted = entry is not None and token == f"{entry.get('queue')}:{entry.get('originalId')}"  # jobs of ours have ids
+    if entry is not None and entry["reason"] != expected and not (planted and entry["reason"] == "malformed"):
+        holds = story.by_id.get(ask.id or entry.get("jobId", ""), [])
         # A job may die of what was done to its workers: so often handed out, by the server's count (a worker may die
         # before it says what it took), and never a finish.
         count = max((hold.deliveries for hold in holds), default=0)
@@ -83,7 +91,7 @@ def _wrong_end(story: Story, token: str, dead: dict[str, dict[str, str]], return
         yield f"{token} ({ask.kind}) returned"
 
 
-def _deduped(story: Story, returned: set[str]) -> list[str]:
+def _deduped(story: Story, returned: set[str], dead: dict[str, dict[str, str]]) -> list[str]:
     """A key that was answered as taken names a job that exists; only one of its askers has one."""
     groups: dict[str, list[str]] = defaultdict(list)
     for token, ask in story.asked.items():
@@ -94,16 +102,14 @@ def _deduped(story: Story, returned: set[str]) -> list[str]:
     for key, tokens in groups.items():
         answered = [token for token in tokens if story.asked[token].verdict == "duplicate"]
         jobs = [token for token in tokens if token in returned or token in ran]
-        if answered and not jobs:
+        if answered and not any(token in returned or token in dead for token in jobs):
             found.append(f"{answered[0]} (was told that {key} is taken, and no job has it)")
         if len(jobs) > 1:
             found.append(f"{key} (taken by {jobs})")
     return found
 
 
-def _twice(
-    story: Story, snapshot: Snapshot, ids: dict[str, set[str]], returned: set[str], dead: dict[str, dict[str, str]]
-) -> list[str]:
+def _twice(story: Story, snapshot: Snapshot, ids: dict[str, set[str]]) -> list[str]:
     found = [
         f"{token} is {len(each)} jobs" for token, each in ids.items() if len(each) > 1 and not token.startswith("tick:")
     ]
@@ -117,6 +123,12 @@ def _twice(
     buried, dug = snapshot.stats.get("dead", 0), sum("raw" not in fields for fields in snapshot.dead)
     if buried != dug:
         found.append(f"{buried} dead jobs were counted, {dug} are in the dead letter")
+    # Every retry that was written brings the next attempt, and no other does.
+    again, attempts = snapshot.stats.get("again", 0), sum(
+        max(hold.attempt for hold in holds) - 1 for id, holds in story.by_id.items() if id
+    )  # fmt: skip
+    if again != attempts:
+        found.append(f"{again} retries were counted, of {attempts} attempts after the first")
     return found
 
 
@@ -125,17 +137,20 @@ def _twice(
 
 def _exclusion(story: Story) -> Iterator[Figure]:
     concurrent, unexplained, undone, stale, again = [], [], [], [], []
-    repeats = 0
+    repeats = count = 0
     cut: Counter[str] = Counter()
     over: dict[str, list[Hold]] = defaultdict(list)
     for id, holds in story.by_id.items():
-        again += _after_the_end(holds) if id else []  # what is no job has none; it is looked at below
-        runs = sorted((hold for hold in holds if hold.start is not None), key=lambda hold: hold.start or 0.0)
+        again += _after_the_end(story, holds) if id else []  # what is no job has none; it is looked at below
+        # In the order in which they were handed out: whoever had it first must have lost it, whoever started it first.
+        runs = sorted((hold for hold in holds if hold.start is not None), key=lambda hold: hold.handed)
+        count += len(runs)
         for first, second in itertools.combinations(runs, 2):
-            if (second.start or 0) < story.gone(first) and not _cause(story, first, second):
+            together = max(first.start or 0.0, second.start or 0.0) < min(story.gone(first), story.gone(second))
+            if together and not _cause(story, first, second):
                 concurrent.append(_shown(first, second))
         for first, second in itertools.pairwise(runs):
-            if first.attempt != second.attempt:
+            if second.attempt > first.attempt:  # a retry; whether its failure was written once, others count
                 continue
             repeats += 1
             cause = _cause(story, first, second)
@@ -146,20 +161,22 @@ def _exclusion(story: Story) -> Iterator[Figure]:
             elif cause == "killed":
                 over[first.worker].append(first)
     for holds in story.by_entry.values():
-        again += [] if holds[0].id else _after_the_end(holds)
+        again += [] if holds[0].id else _after_the_end(story, holds)
         stale += _stale(holds)
         undone += _undone(story, holds)
-    yield Figure("runs of a job on two live, connected workers at once", concurrent)
-    yield Figure("runs of live, connected workers that were taken away", undone)
-    yield Figure("finishes of a former holder that undid the run of the next", stale)
-    yield Figure("jobs handed out again after their end was written", again)
-    yield Figure("jobs run again where only Redis restarted or connections dropped", unexplained)
+    fenced = sum(hold.settled is not None and hold.settled.note != "done" for hold in story.holds)
+    written = sum(hold.did("done", "dead", "again") is not None for hold in story.holds)
+    yield Figure("runs of a job on two live, connected workers at once", concurrent, count)
+    yield Figure("runs of live, connected workers that were taken away", undone, count)
+    yield Figure("finishes of a former holder that undid the run of the next", stale, fenced)
+    yield Figure("jobs handed out again after their end was written", again, written)
+    yield Figure("jobs run again where only Redis restarted or connections dropped", unexplained, count)
     yield Enough("jobs run again in all, for other reasons", [], None, repeats - len(unexplained))
     yield Most("runs that a killed worker left unfinished and another repeated, for one worker", [], None,
                [(n, worker) for worker, n in cut.items()], story.goals.concurrency)  # fmt: skip
     yield Most("runs that had ended, repeated since their finish was on its way, for one worker", [], None,
                [(len(each), worker) for worker, each in over.items()])  # fmt: skip
-    yield Figure("such runs that had ended before the last answered finish was sent",
+    yield Figure("such runs that had ended before the last answered finish was sent, or a second ago",
                  [line for worker, each in over.items() for line in _overdue(story, worker, each)])  # fmt: skip
 
 
@@ -168,8 +185,13 @@ def _shown(first: Hold, second: Hold) -> str:
     return f"{first.token} ({first.entry}): {first.worker} at {first.taken:.3f}, then {then}"
 
 
-def _after_the_end(holds: list[Hold]) -> Iterator[str]:
-    """A finish that was answered as the one that counted is the end of a job, or of an attempt."""
+def _after_the_end(story: Story, holds: list[Hold]) -> Iterator[str]:
+    """A finish that was answered as the one that counted is the end of a job, or of an attempt.
+
+    Of several successes in one call it may only be known that not all counted. Who asked for one that did not count had
+    been overtaken by another's finish, which ended the job too; or the group was gone, and with it who held what: then
+    what stays in the stream is handed out again.
+    """
     for hold in holds:
         ended, retried = hold.did("done", "dead"), hold.did("again")
         for other in holds:
@@ -177,34 +199,33 @@ def _after_the_end(holds: list[Hold]) -> Iterator[str]:
                 yield f"{hold.token}: ended by {hold.worker} at {ended:.3f}, given to {other.worker} after it"
             if retried is not None and other.handed > retried and other.attempt <= hold.attempt:
                 yield f"{hold.token}: attempt {hold.attempt} was over at {retried:.3f}, and given to {other.worker}"
+            if hold.unsure is not None and other.handed > hold.unsure and not story.regrouped(hold, other.taken):
+                yield f"{hold.token}: ended by {hold.worker} or before, given to {other.worker} after it"
 
 
 def _overdue(story: Story, worker: str, holds: list[Hold]) -> Iterator[str]:
     """A finish takes along what ended before it was sent; one call is on its way at a time. So a killed worker can owe
-    no more than what ended since it sent the last call that was answered (0.1 s: from handler to finisher).
+    no more than what ended since it sent the last call that was answered (0.1 s: from handler to finisher). And that
+    is a second's at most, where no fault held up its calls.
     """
     last = max((sent for sent, _ in story.calls[worker]), default=0.0)
     for hold in holds:
         if hold.end is not None and hold.end < last - 0.1 and hold.settled is None:
             yield f"{hold.token} of {worker} ended {last - hold.end:.3f} s before a finish that did not bring it"
+        elif hold.end is not None and story.killed[worker] - hold.end > 1.0 and hold.settled is None:
+            faults = [*story.between(hold.end, hold.end + 1.0), *story.silent]
+            if not any(a <= hold.end + 1.0 and b >= hold.end and whom in ("", worker) for a, b, whom in faults):
+                yield f"{hold.token} of {worker} ended at {hold.end:.3f}, and its finish had a second to be written"
 
 
-def _cause(story: Story, one: Hold, other: Hold) -> str:
-    """Why a job may run again; empty where nothing allows it. See "When a job can run twice" in docs/reliability.md.
-
-    It is the one to whom it was handed first that must have lost it, whichever of them started it first.
-    """
-    first, second = sorted((one, other), key=lambda hold: hold.handed)
+def _cause(story: Story, first: Hold, second: Hold) -> str:
+    """Why a job may run again; empty where nothing allows it. See "When a job can run twice" in docs/reliability.md."""
     if first.lost is None and story.killed.get(first.worker, 1e18) <= second.taken:
         return "killed"  # a dead process holds nothing; what it had lost before, it lost for another reason
     sent = first.sent
-    if sent is not None and sent.note == "released" and sent.at <= second.taken and first.worker in story.told_to_end:
+    if sent is not None and sent.note == "released" and story.grace_ends(first.worker) <= sent.at <= second.taken:
         return "handed over"  # a stopping worker gives back what does not end in its grace; a thread may go on a while
-    if sent is not None and sent.note == "again" and sent.at <= second.taken and second.attempt > first.attempt:
-        return "its attempt failed"  # the next attempt is no repetition of this one
-    until = (
-        second.taken if first.lost is None else min(second.taken, first.lost)
-    )  # what is lost is not renewed any more
+    until = min(second.taken, first.lost or 1e18)  # what is lost is not renewed any more
     if story.regrouped(first, until):
         return "group destroyed"
     if story.out_of_reach(first, until) or story.let_go(first):

@@ -21,9 +21,13 @@ class Figure(msgspec.Struct):
         return f"{len(self.found)}" + (f" of {self.of:,}" if self.of is not None else "")
 
     @property
+    def sampled(self) -> bool:
+        """Whether there was a case of it at all: of a count of nothing nothing is known."""
+        return self.of != 0
+
+    @property
     def ok(self) -> bool:
-        """Of a count of nothing nothing is known."""
-        return not self.found and self.of != 0
+        return not self.found and self.sampled
 
     @property
     def details(self) -> list[str]:
@@ -54,8 +58,12 @@ class Longest(Figure):
         return f"{self.worst:.3f} s (n = {len(self.times):,})" if self.times else "not measured"
 
     @property
+    def sampled(self) -> bool:
+        return bool(self.times)
+
+    @property
     def ok(self) -> bool:
-        return bool(self.times) and self.worst <= self.limit
+        return self.sampled and self.worst <= self.limit
 
     @property
     def details(self) -> list[str]:
@@ -67,7 +75,7 @@ class Longest(Figure):
 
 
 class Most(Figure):
-    """The most of some counts, one for each case; `limit` None: for information."""
+    """The most of some counts, one for each case; `limit` None: for information. Without a case it is missed."""
 
     counts: list[tuple[int, str]] = []
     limit: int | None = None
@@ -81,8 +89,12 @@ class Most(Figure):
         return f"{max(self.counts, default=(0, ''))[0]} (n = {len(self.counts)})"
 
     @property
+    def sampled(self) -> bool:
+        return bool(self.counts) or self.limit is None
+
+    @property
     def ok(self) -> bool:
-        return not self.details
+        return self.sampled and not self.details
 
     @property
     def details(self) -> list[str]:

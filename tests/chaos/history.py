@@ -15,11 +15,13 @@ _encode = msgspec.json.Encoder().encode
 class Event(msgspec.Struct, omit_defaults=True):
     """One fact. Which fields it has depends on `what`:
 
-    producers    `enq?` token note=kind group delay; then `enq!` id, `enq0` duplicate, `enq-` refused, `enq~` unknown
+    producers    `enq?` token note=kind group delay number=ms before each retry; then `enq!` id, `enq0` duplicate,
+                 `enq-` refused, `enq~` unknown
     workers      `up`; `take` entry token id attempt deliveries span=since it was asked for; `start`, `end` token id
                  attempt deliveries note=how; `sent` entry note=kind deliveries before each call with its outcome;
-                 `settled` the same with verdict and span; `lost` entry deliveries; `renewed` number span; `gaveup`
-                 span=since the last renewal; `stall` span number=ms of processor used meanwhile; `bye`
+                 `settled` the same with verdict and span; `lost` entry deliveries; `renewed` number span; `unrenewed`
+                 the same and note=error; `gaveup` span=since the last renewal; `stall` span number=ms of processor used
+                 meanwhile; `bye`
     schedulers   `up`; `slot` note=schedule number=slot verdict; `bye`
     all          `hears` once SIGTERM is heard, `deaf` once it is not any more
     nemesis      `strike` note=kind target, `over` the same and span, group=queue of a group; `down` target number=exit

@@ -83,6 +83,7 @@ class Nemesis:
         await self.on_term_worker(strike, member)
         await asyncio.sleep(0.2 * strike.span)
         if member.alive:
+            self._log("strike", note=strike.kind, target=member.name)
             member.signal(signal.SIGTERM)
 
     # ---- network -----------------------------------------------------------------------------------------------------

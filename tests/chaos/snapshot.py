@@ -37,8 +37,8 @@ class Snapshot(msgspec.Struct):
         """This one, and one of what came after the server had lost everything."""
         stats = {what: self.stats.get(what, 0) + later.stats.get(what, 0) for what in self.stats | later.stats}
         waiting, undelivered = self.waiting + later.waiting, self.undelivered + later.undelivered
-        dead = self.dead + later.dead
-        return Snapshot(self.keys + later.keys, dead, undelivered, waiting, later.consumers, stats, self.cron)
+        dead, consumers = self.dead + later.dead, self.consumers + later.consumers
+        return Snapshot(self.keys + later.keys, dead, undelivered, waiting, consumers, stats, self.cron)
 
 
 def take(client: redis.Redis, prefix: str) -> Snapshot:
@@ -48,7 +48,9 @@ def take(client: redis.Redis, prefix: str) -> Snapshot:
         name, kind = key.removeprefix(f"{prefix}:"), client.type(key)
         if kind == "none":  # it lapsed meanwhile
             continue
-        found.keys.append(Key(name, kind, client.pttl(key)))
+        ttl = client.pttl(key)
+        if ttl != -2:  # it lapsed just now
+            found.keys.append(Key(name, kind, ttl))
         if name.endswith(":dead-letter") and kind == "stream":
             found.dead += [fields for _, fields in client.xrange(key)]
         elif kind == "stream":

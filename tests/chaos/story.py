@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -14,6 +14,9 @@ ANSWERS = {"enq!": "added", "enq0": "duplicate", "enq-": "refused", "enq~": "unk
 
 SILENCE = 11.0
 """Seconds after which a connection that went silent has been given up by whoever waits at it."""
+
+BEARABLE = {"delay", "group-destroy"}
+"""Strikes that hold up what a worker takes, but make no renewal fail: a slow network, and a group that is gone."""
 
 HARMLESS = {"script-flush", "kill-producer", "kill-scheduler", "malformed", "memory"}
 """Strikes that hold up no worker."""
@@ -45,6 +48,8 @@ class Ask(msgspec.Struct):
     verdict: str = "unknown"
     id: str = ""
     answered: int = 0
+    pause: int = 0
+    """Ms before each retry."""
 
 
 class Hold(msgspec.Struct, eq=False):
@@ -78,6 +83,12 @@ class Hold(msgspec.Struct, eq=False):
         event = self.settled
         return event.at if event is not None and event.verdict is True and event.note in notes else None
 
+    @property
+    def unsure(self) -> float | None:
+        """When a success was answered among others of which some were not this worker's any more."""
+        event = self.settled
+        return event.at if event is not None and event.verdict is None and event.note == "done" else None
+
 
 class Story:
     def __init__(self, events: list[Event], goals: Goals) -> None:
@@ -94,22 +105,32 @@ class Story:
         self.destroyed: list[Span] = []
         """Groups, by queue."""
         self.faults: list[Span] = []
-        """Whatever may keep a worker from renewing."""
+        """Whatever may keep a worker from taking jobs."""
+        self.severed: list[Span] = []
+        """Whatever may make a renewal fail."""
+        self.stood: list[Span] = []
+        """Processes that were frozen, or got no processor."""
         self.blocked: list[Span] = []
         """Handlers that blocked the event loop: no reason to lose a lease, but nothing is taken there meanwhile."""
         self.silent: list[Span] = []
         """Connections that don't know yet that they are dead: no reason to lose a lease either."""
         self.renewed: dict[str, list[Event]] = defaultdict(list)
+        self.tried: dict[str, list[Event]] = defaultdict(list)
+        """Renewals, and those that failed."""
         self.gave_up: dict[str, list[Event]] = defaultdict(list)
         """When a worker let go all that it held, since it had not renewed for `span` seconds."""
         self.calls: dict[str, list[tuple[float, float]]] = defaultdict(list)
         """When each call with outcomes was sent and answered, by worker; answered ones only."""
-        self._turns: dict[str, list[tuple[tuple[int, int], float]]] = defaultdict(list)
+        self.takes: dict[str, list[float]] = defaultdict(list)
+        self._vacant: list[tuple[float, float]] | None = None
+        self._backlogs: list[tuple[float, float]] | None = None
         self._open: dict[tuple[str, str, int], Hold] = {}
         self._waiting: dict[tuple[str, str], list[Hold]] = defaultdict(list)
+        self._behind = events[0].at - events[0].wall / 1000 if events else 0.0
         for event in events:
             getattr(self, "_" + event.what.rstrip("!?~-0"), self._pass)(event)
-        self.faults.sort()
+        for spans in (self.faults, self.severed, self.stood, self.blocked):
+            spans.sort()
 
     # ---- questions ---------------------------------------------------------------------------------------------------
 
@@ -122,31 +143,46 @@ class Story:
     def out_of_reach(self, hold: Hold, until: float) -> bool:
         """Whether faults kept its worker from renewing it for a lease, up to `until`.
 
-        The server counts from the moment at which it heard of the last renewal, which is after that was sent. And the
-        faults must have taken so much of that time that without them it would have been renewed: it is, three times a
-        lease.
+        The server counts from the moment at which it heard of the last renewal, which is after that was sent.
         """
-        lease = self.goals.lease
         calls = [event for event in self.renewed[hold.worker] if hold.taken < event.at - event.span < until]
         sent = [hold.handed, *(event.at - event.span for event in calls)]
         answered = [*(event.at for event in calls), until]
-        for last, then in zip(sent, answered, strict=True):
-            gap = min(then, until) - last
-            if gap > lease - 0.002 and gap - self.covered(self.faults, hold.worker, last, then) < lease * 2 / 3 + 0.2:
-                return True
-        return False
+        return any(
+            min(then, until) - last > self.goals.lease - 0.002 and self._hindered(hold.worker, last)
+            for last, then in zip(sent, answered, strict=True)
+        )
 
     def let_go(self, hold: Hold) -> bool:
         """Whether its worker let it go by itself, since faults kept it from renewing for a lease."""
         at = hold.lost or 0.0
         return any(
-            event.span >= self.goals.lease and hold.taken < event.at <= at and self._hindered(event)
+            event.span >= self.goals.lease and hold.taken < event.at <= at
+            and self._hindered(hold.worker, event.at - event.span)
             for event in self.gave_up[hold.worker]
-        )
+        )  # fmt: skip
 
-    def _hindered(self, event: Event) -> bool:
-        begun = event.at - event.span
-        return event.span - self.covered(self.faults, event.process, begun, event.at) < self.goals.lease * 2 / 3 + 0.2
+    def _hindered(self, worker: str, begin: float) -> bool:
+        """Whether a worker did all it could to renew within a lease from `begin`, and faults kept it from that.
+
+        It has to try each third of a lease (and 0.2 s for a busy machine), but while it stood still; and for each try
+        that failed, a fault has to have hit it or the connection that it found.
+        """
+        at = before = begin
+        end, longest = begin + self.goals.lease, self.goals.lease / 3 + 0.2
+        for event in self.tried[worker]:
+            begun, failed = event.at - event.span, event.what == "unrenewed"
+            if not begin < begun < end or not (failed or self._touched(worker, begun, event.at)):
+                continue  # where an answer took long and no fault was near, that is no excuse
+            if begun - at - self.covered(self.stood, worker, at, begun) > longest:
+                return False
+            if not self._touched(worker, before, event.at):
+                return False
+            at, before = max(at, event.at), event.at if failed else begun  # one that failed drops its connection
+        return end - at - self.covered(self.stood, worker, at, end) <= longest
+
+    def _touched(self, worker: str, begin: float, end: float) -> bool:
+        return any(a <= end and b >= begin and whom in ("", worker) for a, b, whom in (*self.severed, *self.stood))
 
     @staticmethod
     def covered(spans: Sequence[Span], worker: str, begin: float, end: float) -> float:
@@ -169,7 +205,24 @@ class Story:
         held_up = [*self.blocked, *self.silent] if all else []
         if any(a <= end and b >= begin - self.goals.lease and whom != but for a, b, whom in held_up):
             return False
+        if all and any(a <= end and b >= begin for a, b in self.vacant()):
+            return False
         return not self.fewer(begin, end, but)
+
+    def vacant(self) -> list[tuple[float, float]]:
+        """When a worker was missing: from its order to end, or its death, until its successor took a job."""
+        if self._vacant is None:
+            self._vacant = []
+            places: dict[str, list[str]] = defaultdict(list)
+            for worker in self.takes:
+                places[worker.rpartition("-")[0]].append(worker)
+            for workers in places.values():
+                since = 0.0
+                for worker in sorted(workers, key=lambda each: self.takes[each][0]):
+                    self._vacant.append((since, self.takes[worker][0]))
+                    since = min(self.told_to_end.get(worker, [1e18])[0], self.down.get(worker, (1e18, 0))[0])
+                self._vacant.append((since, 1e18))
+        return self._vacant
 
     def fewer(self, begin: float, end: float, but: str = "") -> bool:
         """Whether any other worker died: what it held comes back only when its lease has ended."""
@@ -184,16 +237,34 @@ class Story:
         """
         return any(queue == hold.queue and hold.handed <= b and a <= until for a, b, queue in self.destroyed)
 
-    def head_of_queue(self, entry: str) -> float:
-        """When the entry before this one in its queue was first taken: until then this one had to wait its turn."""
-        queue, _, id = entry.partition(":")
-        if not self._turns:
-            for each, holds in self.by_entry.items():
-                self._turns[each.partition(":")[0]].append((_order(each.partition(":")[2]), holds[0].taken))
-            for turns in self._turns.values():
-                turns.sort()
-        place = bisect_left(self._turns[queue], (_order(id), 0.0))
-        return self._turns[queue][place - 1][1] if place else 0.0
+    def grace_ends(self, worker: str) -> float:
+        """When a worker that was told to end may give back what runs: a second signal ends its grace."""
+        told = self.told_to_end.get(worker)
+        return min([told[0] + self.goals.grace, *told[1:]]) if told else 1e18
+
+    def backlog(self, entry: str) -> float:
+        """Since when somebody always waited for long, up to the moment at which this entry came into its queue.
+
+        A fault fills the queues; until they are empty again, what comes has to wait for what was there before it.
+        """
+        if self._backlogs is None:
+            self._backlogs = []
+            waits = sorted((self.came(each), holds[0].taken) for each, holds in self.by_entry.items())
+            for came, taken in waits:
+                if taken - came < 0.1:
+                    continue
+                if self._backlogs and came <= self._backlogs[-1][1]:
+                    begun, ended = self._backlogs.pop()
+                    came, taken = begun, max(taken, ended)
+                self._backlogs.append((came, taken))
+        came = self.came(entry)
+        place = bisect_right(self._backlogs, (came, 1e18))
+        begun, ended = self._backlogs[place - 1] if place else (came, came)
+        return begun if ended >= came else came
+
+    def came(self, entry: str) -> float:
+        """When it came into its queue, by the server's clock, which is this machine's."""
+        return int(entry.rpartition(":")[2].partition("-")[0]) / 1000 + self._behind
 
     def past_limit(self, hold: Hold, until: float) -> bool:
         """Whether its hard limit could not be enforced, since its loop was blocked for OVERDUE after it and longer.
@@ -203,7 +274,7 @@ class Story:
         if hold.kind != "hard" or hold.start is None:
             return False
         limit = hold.start + 0.15
-        return self.covered(sorted(self.blocked), hold.worker, limit, until) >= 1.0
+        return self.covered(self.blocked, hold.worker, limit, until) >= 1.0
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 
@@ -212,7 +283,7 @@ class Story:
 
     def _enq(self, event: Event) -> None:
         if event.what == "enq?":
-            self.asked[event.token] = Ask(event.note, event.group, event.delay, event.wall)
+            self.asked[event.token] = Ask(event.note, event.group, event.delay, event.wall, pause=event.number)
         else:
             ask = self.asked[event.token]
             ask.verdict, ask.id, ask.answered = ANSWERS[event.what], event.id, event.wall
@@ -226,6 +297,7 @@ class Story:
         self.holds.append(hold)
         self.by_entry[event.entry].append(hold)
         self.by_id[event.id].append(hold)
+        self.takes[event.process].append(event.at)
         self._open[event.process, event.entry, event.deliveries] = hold
         self._waiting[event.process, event.token].append(hold)
 
@@ -265,6 +337,10 @@ class Story:
     def _renewed(self, event: Event) -> None:
         if event.number:  # with nothing to renew it asks nobody
             self.renewed[event.process].append(event)
+            self.tried[event.process].append(event)
+
+    def _unrenewed(self, event: Event) -> None:
+        self.tried[event.process].append(event)
 
     def _gaveup(self, event: Event) -> None:
         self.gave_up[event.process].append(event)
@@ -279,6 +355,7 @@ class Story:
         # One that used the processor itself was held up by nobody else.
         if event.number < event.span * 500:
             self.faults.append((event.at - event.span, event.at, event.process))
+            self.stood.append((event.at - event.span, event.at, event.process))
 
     def _strike(self, event: Event) -> None:
         if event.note in ("kill-worker", "kill-producer", "kill-scheduler"):
@@ -295,17 +372,17 @@ class Story:
         if event.note in ("hole", "mute"):
             self.silent.append((begun, begun + SILENCE, event.target))
         after = 1.2 if event.note in ("hole", "mute") else 0.1  # the second until a silent connection is given up
-        self.faults.append((begun, event.at + after, event.target))
+        fault = begun, event.at + after, event.target
+        self.faults.append(fault)
+        if event.note == "freeze":
+            self.stood.append((begun, event.at, event.target))
+        elif event.note not in BEARABLE:
+            self.severed.append(fault)
 
     def _down(self, event: Event) -> None:
         self.down[event.target] = event.at, event.number
         if event.number == -9:
             self.killed.setdefault(event.target, event.at)
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    ms, _, number = entry_id.partition("-")
-    return int(ms), int(number)
 
 
 def first_after(times: Iterable[float], at: float) -> float:

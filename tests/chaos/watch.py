@@ -64,7 +64,11 @@ def watch_worker(log: Log) -> None:
     def renewed(self: Lease) -> None:
         held = sum(map(len, list(self._held.values())))
         begun = time.monotonic()
-        renew(self)
+        try:
+            renew(self)
+        except BaseException as exc:
+            log("unrenewed", number=held, since=begun, note=type(exc).__name__)
+            raise
         log("renewed", number=held, since=begun)
 
     def gave_up(self: Lease) -> None:

@@ -13,10 +13,11 @@ from chaos.snapshot import Snapshot
 from chaos.story import Goals
 
 GOALS = Goals(lease=1.5, interval=0.4, grace=0.8, concurrency=10)
+LOST = checker.LOST
 AGAIN = "jobs run again where only Redis restarted or connections dropped"
 TWICE = "runs of a job on two live, connected workers at once"
 ENDED = "jobs handed out again after their end was written"
-BEHIND = "such runs that had ended before the last answered finish was sent"
+BEHIND = "such runs that had ended before the last answered finish was sent, or a second ago"
 
 WALL = 1_000_000
 """Ms since the epoch at second 0 of these histories."""
@@ -112,6 +113,136 @@ def test_a_killed_worker_may_owe_only_its_last_finishes() -> None:
     again = taken(4, "b", 2)
     assert figures(taken(1, "a"), ended(1.1, "a"), call, killed, again)[BEHIND].found
     assert figures(taken(1, "a"), ended(2.05, "a"), call, killed, again)[BEHIND].ok
+    assert figures(taken(1, "a"), ended(1.1, "a"), killed, again)[BEHIND].found
+    assert figures(taken(1, "a"), ended(1.1, "a"), over(1.0, 1.9, "pause"), killed, again)[BEHIND].ok
+
+
+def tried(worker: str, *times: float) -> list[Event]:
+    return [at(seconds, worker, "unrenewed", number=1, span=0.01, note="ConnectionError") for seconds in times]
+
+
+@pytest.mark.parametrize(
+    ("events", "explains"),
+    [
+        ([*tried("a", 1.4, 1.9), over(1.2, 2.1, "restart")], True),
+        ([*tried("a", 1.4, 1.9), over(1.3, 1.4, "cut", "a"), over(1.8, 1.9, "client-kill")], True),
+        ([*tried("a", 1.4, 1.9), over(1.2, 2.1, "delay", "a")], False),  # a slow network fails no renewal
+        ([*tried("a", 1.4, 1.9)], False),  # it failed for no reason
+        ([*tried("a", 1.4, 1.9), over(1.2, 1.25, "cut", "a")], False),  # the second one did
+        ([*tried("a", 1.4), over(1.2, 2.1, "restart")], False),  # it did not try again
+        ([*tried("a", 1.9), over(1.2, 2.1, "restart")], False),  # nor in time
+        ([*tried("a", 1.9), over(1.1, 1.7, "freeze", "a"), over(1.8, 2.1, "restart")], True),
+    ],
+)
+def test_who_lost_a_lease_must_have_tried_to_keep_it(events: list[Event], explains: bool) -> None:
+    """Each third of a lease it stood still or tried, and a fault hit each try that failed."""
+    found = figures(taken(1, "a"), events, taken(4, "b", 2), ended(5, "b", 2), ended(6, "a"))
+    assert (found[AGAIN].ok, found[TWICE].ok) == (explains, explains)
+
+
+@pytest.mark.parametrize(("given_back", "explains"), [(1.5, False), (2.05, True)])
+def test_a_run_is_handed_over_when_its_grace_is_over(given_back: float, explains: bool) -> None:
+    """And not before: 0.8 s after the signal."""
+    told = at(1.2, "nemesis", "strike", note="term-worker", target="a")
+    sent = at(given_back, "a", "sent", entry=f"low:{WALL + 500}-0", deliveries=1, note="released")
+    again = taken(2.1, "b")
+    assert figures(taken(1, "a"), told, ended(1.4, "a"), sent, again, ended(3, "b"))[AGAIN].ok is explains
+
+
+def test_an_attempt_that_comes_again_after_the_next_one_is_a_repetition() -> None:
+    """The first attempt, after the second had begun."""
+    first, second = taken(1, "a"), taken(2, "b")
+    for event in second:
+        event.attempt, event.entry = 2, event.entry and f"low:{WALL + 1900}-0"
+    assert figures(first, ended(1.5, "a"), second, taken(3, "c"), ended(4, "c"))[AGAIN].found
+
+
+def test_what_was_handed_out_must_end_whoever_asked_for_it() -> None:
+    """Nobody was told that it was added; but it was there, and it is gone."""
+    asked = [at(0.4, "p", "enq?", token="t", note="plain"), at(0.6, "p", "enq~", token="t")]
+    assert figures(asked, taken(1, "a"))[LOST].found
+    assert not figures(asked, taken(1, "a"), ended(2, "a"))[LOST].found
+
+
+def test_a_success_that_may_not_have_counted_ends_a_job_all_the_same() -> None:
+    """Only a group that was destroyed explains another delivery after it."""
+    done: dict[str, Any] = {"entry": f"low:{WALL + 500}-0", "deliveries": 1, "note": "done"}
+    events = [taken(1, "a"), ended(1.1, "a"), at(1.2, "a", "sent", **done), at(1.3, "a", "settled", span=0.1, **done)]
+    killed = at(1.4, "nemesis", "strike", note="kill-worker", target="a")
+    destroyed = over(1.45, 1.5, "group-destroy", group="low")
+    assert figures(*events, killed, taken(4, "b", 2))[ENDED].found
+    assert not figures(*events, killed, destroyed, taken(4, "b"))[ENDED].found
+
+
+def test_each_retry_that_was_written_brings_one_attempt() -> None:
+    """One that was written twice is counted twice."""
+    second = taken(2, "b")
+    for event in second:
+        event.attempt = 2
+    events = [
+        *taken(1, "a"),
+        at(1.1, "a", "end", token="t", id="j", attempt=1, deliveries=1, note="ValueError"),
+        *second,
+    ]
+    for again, well in ((1, True), (2, False)):
+        found = checker.figures(events, Snapshot(stats={"again": again}), GOALS)
+        told = next(figure for figure in found if figure.name == "finishes whose effects happened twice")
+        assert (not told.found) is well
+
+
+@pytest.mark.parametrize(("second_at", "well"), [(1.25, False), (1.35, True)])
+def test_a_retry_before_its_time_is_told(second_at: float, well: bool) -> None:
+    """Its pause begins when the attempt before it has ended."""
+    asked = [at(0.4, "p", "enq?", token="t", note="flaky", number=200), at(0.6, "p", "enq!", token="t", id="j")]
+    second = taken(second_at, "b")
+    for event in second:
+        event.attempt = 2
+    found = figures(asked, taken(1, "a"), ended(1.1, "a"), second)["delayed jobs and retries that ran early"]
+    assert (not found.found) is well
+
+
+def delayed(came: float, start: float, token: str = "d") -> list[Event]:
+    """A job that is due at second 20, and comes into its queue and starts at these."""
+    facts: dict[str, Any] = {"token": token, "id": token, "attempt": 1, "deliveries": 1}
+    return [
+        at(18.99, "p", "enq?", token=token, note="delayed", delay=1000),
+        at(19.0, "p", "enq!", token=token, id=token),
+        at(start, "a-1", "take", entry=f"low:{WALL + int(came * 1000)}-0", span=0.01, **facts),
+        at(start, "a-1", "start", note="plain", **facts),
+    ]
+
+
+def test_a_delayed_job_is_late_whether_its_queue_or_its_worker_is() -> None:
+    """One that was promoted late, behind another of the same fate; and one that nobody took, though nobody waited."""
+    queued = "delayed jobs in their queue late, at p99 (outside outages)"
+    started = "delayed jobs started late, at p99 (and where no backlog was)"
+    before = taken(10, "a-1")
+    found = figures(before, delayed(21.99, 22.0, "c"), delayed(22.0, 22.01))
+    assert (found[queued].measured, found[started].measured) == ("2.000 s (n = 2)", "2.010 s (n = 2)")
+    found = figures(before, delayed(20.0, 23.0))
+    assert (found[queued].measured, found[started].measured) == ("0.000 s (n = 1)", "3.000 s (n = 1)")
+    backlog = [at(21.0, "a-1", "take", token="x", id="x", entry=f"low:{WALL + 19500}-0", attempt=1, deliveries=1)]
+    found = figures(before, backlog, delayed(20.0, 23.0))
+    assert (found[queued].sampled, found[started].sampled) == (True, False)
+
+
+def test_after_an_outage_each_worker_has_to_take_jobs_again() -> None:
+    """One that took some before and takes none any more is told, where there are enough for all."""
+    probe = [at(2.0, "nemesis", "enq?", token="p.1"), at(2.0, "nemesis", "probe", token="p.1", note="crash")]
+
+    def take(seconds: float, worker: str, token: str) -> Event:
+        entry = f"low:{WALL + int(seconds * 1000)}-0"
+        return at(seconds, worker, "take", token=token, id=token, entry=entry, attempt=1, deliveries=1)
+
+    takes = [take(1, "a", "1"), take(1, "b", "2"), take(2.1, "a", "p.1")]
+    takes += [take(2.2 + n / 100, "a", f"more{n}") for n in range(150)]
+    assert not figures(probe, takes, take(2.3, "b", "3"))["consuming again after crash"].details
+    assert figures(probe, takes)["consuming again after crash"].details
+
+
+def test_consumers_that_were_left_behind_stay_in_the_record() -> None:
+    """Also when the server loses all that it had afterwards."""
+    assert Snapshot(consumers=["low:a~1"]).then(Snapshot()).consumers == ["low:a~1"]
 
 
 def test_what_strikes_later_hides_no_wait() -> None:
@@ -144,3 +275,4 @@ def test_figures_add_up() -> None:
     assert [f.ok for f in (a, b, c, d)] == [False, False, False, True]
     assert [f.details for f in (b, c)] == [["2.000 s: y"], ["5: v"]]
     assert not one[1].ok
+    assert not Most("c", [], None, [], 4).ok
