@@ -216,15 +216,11 @@ class Model:
         return True
 
     def finish_plain(self, helds: Sequence[Held]) -> int:
-        """How many were not settled here. Where that is not 0, no body is deleted."""
-        found = [at for at in dict.fromkeys(held.at for held in helds) if at in self.entries]
-        won = [at for at in found if self.entries[at].owner is not None]
-        for at in won:
-            entry = self.entries[at]
-            self.done.add(entry.job)
-            entry.owner = None
-            if len(won) == len(helds) or not entry.body:
-                del self.entries[at]
+        """How many were not settled here. What somebody else settled and left is deleted all the same."""
+        known = [at for at in dict.fromkeys(held.at for held in helds) if at in self.entries]
+        found = [self.entries.pop(at) for at in known if self.entries[at].delivered]  # not what a new group has yet to
+        won = [entry.job for entry in found if entry.owner is not None]
+        self.done.update(won)
         self.counts["done"] += len(won)
         return len(helds) - len(won)
 

@@ -92,12 +92,30 @@ def test_without_delete_on_ack_the_entries_stay(space: Keyspace, key: str, items
     assert (space.ids(key), space.pending(key)) == (ids, {})
 
 
-def test_plain_successes_that_are_not_all_ours_delete_nothing(space: Keyspace, key: str) -> None:
-    """Fewer acknowledged than asked: the rest may be jobs that a new group has yet to deliver, so all bodies stay."""
+def test_plain_successes_that_are_not_all_ours_are_deleted_all_the_same(space: Keyspace, key: str) -> None:
+    """What somebody else acknowledged is over, too. So none runs again if the group is destroyed by then."""
     ids = space.held(key, 3)
     space.db.xack(key, GROUP, ids[1])
     assert finish(space, plain=[(key, ids)]) == [1]
-    assert (space.ids(key), space.pending(key)) == (ids, {})
+    assert (space.ids(key), space.pending(key)) == ([], {})
+
+
+def test_of_plain_successes_what_a_new_group_has_handed_out_is_over_and_the_rest_runs_again(
+    space: Keyspace, key: str
+) -> None:
+    """Also those of one millisecond, and though more of them come after; a second destruction brings back no more."""
+    ids = [f"7-{number}" for number in range(8, 13)]  # 7-9 is before 7-10
+    for entry_id in ids:
+        space.db.xadd(key, {"taskName": "t", "payload": "{}"}, id=entry_id)
+    space.read(key)
+    space.db.xgroup_destroy(key, GROUP)
+    space.db.xgroup_create(key, GROUP, "0")
+    assert space.read(key, count=2) == ids[:2]
+    assert finish(space, plain=[(key, ids[:4])]) == [2]
+    assert (space.ids(key), space.pending(key)) == (ids[2:], {})
+    space.db.xgroup_destroy(key, GROUP)
+    space.db.xgroup_create(key, GROUP, "0")
+    assert space.read(key) == ids[2:]
 
 
 def test_a_group_that_was_made_again_keeps_its_jobs(space: Keyspace, key: str) -> None:

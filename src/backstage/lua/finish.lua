@@ -19,10 +19,9 @@ local ms = t[1] * 1000 + math.floor(t[2] / 1000)
 local now, kinds, out = string.format('%.0f', ms), {}, {0}
 
 local function wrong(key, kind)
-  if not kinds[key] then kinds[key] = call('TYPE', KEYS[key]).ok end
-  if kinds[key] ~= 'none' and kinds[key] ~= kind then
-    return 'WRONGTYPE the key ' .. KEYS[key] .. ' holds a ' .. kinds[key]
-  end
+  kinds[key] = kinds[key] or call('TYPE', KEYS[key]).ok
+  local found = kinds[key]
+  return found ~= 'none' and found ~= kind and 'WRONGTYPE the key ' .. KEYS[key] .. ' holds a ' .. found
 end
 
 local function count(stats, what, n)
@@ -33,8 +32,12 @@ for i = 1, #b[5], 3 do
   local key, stats, ids, acked = b[5][i], b[5][i + 1], b[5][i + 2], 0
   if not wrong(key, 'stream') then
     acked = call('XACK', KEYS[key], group, unpack(ids))
-    -- Fewer than asked: somebody settled some, or the group was made again and has yet to deliver some: spare them all.
     if acked == #ids and delete then call('XDEL', KEYS[key], unpack(ids)) end
+    -- Fewer: somebody settled some, and a group that was made again would run them once more; or it has yet to deliver some.
+    local g = acked < #ids and redis.pcall('XINFO', 'GROUPS', KEYS[key])[1]
+    for _, id in ipairs(delete and g and g[2] == group and ids or {}) do  -- g[8]: the last one that it delivered
+      if call('XRANGE', KEYS[key], id, g[8], 'COUNT', 1)[1] then call('XDEL', KEYS[key], id) end
+    end
     if acked > 0 then count(stats, 'done', acked) end
   end
   out[1] = out[1] + #ids - acked
