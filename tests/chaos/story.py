@@ -122,7 +122,7 @@ class Story:
         self.calls: dict[str, list[tuple[float, float]]] = defaultdict(list)
         """When each call with outcomes was sent and answered, by worker; answered ones only."""
         self.takes: dict[str, list[float]] = defaultdict(list)
-        self._vacant: list[tuple[float, float]] | None = None
+        self._vacant: list[Span] | None = None
         self._backlogs: list[tuple[float, float]] | None = None
         self._open: dict[tuple[str, str, int], Hold] = {}
         self._waiting: dict[tuple[str, str], list[Hold]] = defaultdict(list)
@@ -205,23 +205,28 @@ class Story:
         held_up = [*self.blocked, *self.silent] if all else []
         if any(a <= end and b >= begin - self.goals.lease and whom != but for a, b, whom in held_up):
             return False
-        if all and any(a <= end and b >= begin for a, b in self.vacant()):
+        if all and any(a <= end and b >= begin for a, b, _ in self.vacant()):
             return False
         return not self.fewer(begin, end, but)
 
-    def vacant(self) -> list[tuple[float, float]]:
-        """When a worker was missing: from its order to end, or its death, until its successor took a job."""
+    def manned(self, begin: float, end: float) -> bool:
+        """Whether one of the places had a worker that took jobs, all of this time."""
+        places = {place for _, _, place in self.vacant()}
+        return bool(places - {place for a, b, place in self.vacant() if a <= end and b >= begin})
+
+    def vacant(self) -> list[Span]:
+        """When a worker was missing at a place: from its order to end, or its death, until its successor took a job."""
         if self._vacant is None:
             self._vacant = []
             places: dict[str, list[str]] = defaultdict(list)
             for worker in self.takes:
                 places[worker.rpartition("-")[0]].append(worker)
-            for workers in places.values():
+            for place, workers in places.items():
                 since = 0.0
                 for worker in sorted(workers, key=lambda each: self.takes[each][0]):
-                    self._vacant.append((since, self.takes[worker][0]))
+                    self._vacant.append((since, self.takes[worker][0], place))
                     since = min(self.told_to_end.get(worker, [1e18])[0], self.down.get(worker, (1e18, 0))[0])
-                self._vacant.append((since, 1e18))
+                self._vacant.append((since, 1e18, place))
         return self._vacant
 
     def fewer(self, begin: float, end: float, but: str = "") -> bool:

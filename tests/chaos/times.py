@@ -61,6 +61,8 @@ def _given_back(story: Story) -> Times:
         begun = told[0] if hold.start is None else story.grace_ends(hold.worker)
         after = first_after((o.taken for o in story.by_entry[hold.entry] if o is not hold), hold.taken)
         until = min(after, begun + 1.0)
+        if not story.manned(begun, until):
+            continue  # all others were told to end, too, or had yet to take their first job
         if story.calm(begun, until, all=False) and not story.regrouped(hold, until):
             found.append((max(0.0, after - begun), f"{hold.token} of {hold.worker}"))
     return found

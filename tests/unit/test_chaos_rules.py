@@ -240,6 +240,20 @@ def test_after_an_outage_each_worker_has_to_take_jobs_again() -> None:
     assert figures(probe, takes)["consuming again after crash"].details
 
 
+@pytest.mark.parametrize("manned", [True, False])
+def test_what_is_given_back_counts_where_somebody_was_there_to_take_it(manned: bool) -> None:
+    """It lay there for three seconds; that is too long, if another worker was not about to end as well."""
+    back: dict[str, Any] = {"entry": f"low:{WALL + 500}-0", "deliveries": 1, "note": "released"}
+    other = at(0.9, "b-1", "take", token="x", id="x", entry=f"low:{WALL + 400}-0", attempt=1, deliveries=1)
+    told = [at(1.2, "nemesis", "strike", note="term-worker", target="a-1")]
+    if not manned:
+        told.append(at(1.9, "nemesis", "strike", note="term-worker", target="b-1"))
+    given = [at(2.1, "a-1", "sent", **back), at(2.15, "a-1", "settled", verdict=True, span=0.05, **back)]
+    found = figures(other, taken(1, "a-1"), told, ended(2.05, "a-1"), given, taken(5.0, "c-1"))
+    figure = found["back to work after SIGTERM (what ran: after its grace period)"]
+    assert (figure.sampled, bool(figure.details)) == (manned, manned)
+
+
 def test_consumers_that_were_left_behind_stay_in_the_record() -> None:
     """Also when the server loses all that it had afterwards."""
     assert Snapshot(consumers=["low:a~1"]).then(Snapshot()).consumers == ["low:a~1"]
