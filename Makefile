@@ -23,7 +23,7 @@ ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
 	@# Most tests wait for something, so two halves at once take little more than half of the time.
-	@said=$$(mktemp); trap 'kill -INT $$waiting 2>/dev/null; rm -f $$said' EXIT; trap 'exit 130' INT TERM; \
+	@said=$$(mktemp); trap 'rm -f $$said' EXIT; trap 'wait; exit 130' INT; \
 	$(BIN)/python -m pytest $(WAITING) > $$said 2>&1 & waiting=$$!; \
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(WAITING)); status=$$?; \
 	wait $$waiting || status=1; \
