@@ -22,7 +22,7 @@ test: $(VENV)/.dev ## All tests, on a real server (make test ARGS="-k priority" 
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	@# Most tests wait for something, so two halves at once take little more than half of the time.
+	@# Most tests wait for something: two halves at once, of about the same length.
 	@said=$$(mktemp); trap 'rm -f $$said' EXIT; trap 'wait; exit 130' INT; \
 	$(BIN)/python -m pytest $(WAITING) > $$said 2>&1 & waiting=$$!; \
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(WAITING)); status=$$?; \

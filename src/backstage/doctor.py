@@ -23,13 +23,11 @@ from backstage.errors import RedisRefused
 from backstage.findings import Finding
 from backstage.inspector import Source
 from backstage.keys import Keys
-from backstage.lane import Argument, Lane, Refusal, dialer
+from backstage.lane import Argument, Lane, Refusal
 from backstage.report import QueueInfo, QueuesInfo, WorkerInfo
 from backstage.scripts import load
 from backstage.survey import Survey
 
-CALL_TIMEOUT = 10.0
-"""Seconds that one call may take."""
 CLOCK = 1.0
 """Seconds by which two clocks may differ."""
 OURS_SLOW, OTHERS_SLOW = 50_000, 100_000
@@ -100,7 +98,6 @@ class Examination:
         self, redis: Redis, prefix: str, *, group: str, connect_timeout: int, schedules: Sequence[CronTask] | None
     ) -> None:
         self._keys, self._group, self._schedules = Keys(prefix), group, schedules
-        self._dial = dialer(redis, connect_timeout=connect_timeout / 1000)
         self._survey = Survey(redis, prefix, group=group, connect_timeout=connect_timeout)
 
     async def rounds(self) -> dict[str, list[Finding]]:
@@ -108,7 +105,7 @@ class Examination:
         queues, workers = await self._survey.queues(None), list[WorkerInfo]()
         with contextlib.suppress(RedisRefused):  # the registry is of another type: the round of the keys says so
             workers = await self._survey.workers()
-        async with self._lane() as lane:
+        async with self._survey.lane() as lane:
             (text,) = await lane.many([("INFO",)])
             info = f.facts_of(text.decode("utf-8", "replace")) if isinstance(text, bytes) else {}
             now, clock = await self._clock(lane)
@@ -126,16 +123,6 @@ class Examination:
         if self._schedules is None:
             del rounds["schedules"]
         return rounds
-
-    @contextlib.asynccontextmanager
-    async def _lane(self) -> AsyncIterator[Lane]:
-        lane = Lane(self._dial, timeout=CALL_TIMEOUT)
-        try:
-            yield lane
-        finally:
-            await lane.close()
-
-    # ---- the server --------------------------------------------------------------------------------------------------
 
     async def _settings(self, lane: Lane) -> dict[str, str]:
         """Of those that INFO doesn't tell, what may be known."""

@@ -248,7 +248,7 @@ class Lane:
                 return self._conn
             conn = self._dial()
             try:
-                await conn.connect()  # type: ignore[no-untyped-call]
+                await conn.connect()  # type: ignore[no-untyped-call]  # redis-py's
                 self._turn = None
                 await self._greet(conn)
             except BaseException:

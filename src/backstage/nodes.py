@@ -60,7 +60,7 @@ class Finder:
             connection = kind(host=node[0], port=node[1], **self._options)
             try:
                 async with asyncio.timeout(self._timeout):
-                    await connection.connect()  # type: ignore[no-untyped-call]
+                    await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
                     await connection.send_command(*self._question, check_health=False)
                     answer = self._read(await connection.read_response(), node)
             except (redis.exceptions.RedisError, OSError) as exc:
@@ -157,7 +157,7 @@ class NodeConnection(redis.asyncio.Connection):
             return
         self.host, self.port = await self._finder.find()
         try:
-            await super().connect()  # type: ignore[no-untyped-call]
+            await super().connect()  # type: ignore[no-untyped-call]  # redis-py's
         except (redis.exceptions.RedisError, OSError):
             self._finder.doubt()
             raise
@@ -180,7 +180,7 @@ class SyncNodeConnection(redis.connection.Connection):
     """The same for a thread."""
 
     def __init__(self, *, finder: Finds, **options: Any) -> None:
-        super().__init__(**options)  # type: ignore[no-untyped-call]
+        super().__init__(**options)  # type: ignore[no-untyped-call]  # redis-py's
         self._finder = finder
 
     def connect(self) -> None:
@@ -188,7 +188,7 @@ class SyncNodeConnection(redis.connection.Connection):
             return
         self.host, self.port = self._finder.find_sync()
         try:
-            super().connect()  # type: ignore[no-untyped-call]
+            super().connect()  # type: ignore[no-untyped-call]  # redis-py's
         except (redis.exceptions.RedisError, OSError):
             self._finder.doubt()
             raise

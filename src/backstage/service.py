@@ -63,7 +63,7 @@ class Service:
 
     async def _serve(self, life: Life) -> None:
         """Do the work: set `life.ready` once it runs, return when `life.stopping` is set and all is tidied up."""
-        raise NotImplementedError
+        raise NotImplementedError  # each service has its own
 
     async def start(self, signals: bool = True) -> None:
         """Run until `stop()` or, in the main thread, SIGTERM, SIGINT or SIGQUIT; a second one ends the grace period.

@@ -49,13 +49,14 @@ class Survey:
     """Looks at one keyspace, and repairs it. `connect_timeout` in ms."""
 
     def __init__(self, redis: redis.asyncio.Redis, prefix: str, *, group: str, connect_timeout: int) -> None:
-        self._redis, self._keys, self._group, self._connect_timeout = redis, Keys(prefix), group, connect_timeout
+        self._keys, self._group = Keys(prefix), group
+        self._dial = dialer(redis, connect_timeout=connect_timeout / 1000)
 
     # ---- looking -----------------------------------------------------------------------------------------------------
 
     async def queues(self, names: Sequence[str] | None) -> QueuesInfo:
         """These queues; None: all that exist, the default ones first."""
-        async with self._lane() as lane:
+        async with self.lane() as lane:
             routes, total, sampled = await self._routes(lane)
             complete = True
             if names is None:
@@ -74,7 +75,7 @@ class Survey:
 
     async def workers(self) -> list[WorkerInfo]:
         """The workers that live, by id: those whose entry in the registry has not lapsed."""
-        async with self._lane() as lane:
+        async with self.lane() as lane:
             flat = await lane.call("ZRANGE", self._keys.workers, "0", "-1", "WITHSCORES")
             beats = {_text(name): float(score) for name, score in zip(flat[::2], flat[1::2], strict=True)}
             ids = {consumer: consumer.rpartition("~")[0] for consumer in beats}
@@ -94,7 +95,7 @@ class Survey:
         found = list[DeadJob]()
         verb, first, end = ("XREVRANGE", "+", "-") if newest_first else ("XRANGE", "-", "+")
         begin = begin or first
-        async with self._lane() as lane:
+        async with self.lane() as lane:
             while len(found) < limit:
                 asked = min(PAGE, limit - len(found))
                 page = await lane.call(verb, self._keys.dead_letter(name), begin, end, "COUNT", str(asked))
@@ -110,7 +111,7 @@ class Survey:
         """How many dead jobs of a queue moved back, and the entries that never were jobs. None: all that are there."""
         keys = [self._keys.dead_letter(name), self._keys.stream(name)]
         retried, passed = 0, list[str]()
-        async with self._lane() as lane:
+        async with self.lane() as lane:
             for ids in _batches(entry_ids):
                 mark, last = "-", "" if ids else await self._last(lane, keys[0])
                 while mark:
@@ -124,7 +125,7 @@ class Survey:
     async def purge(self, name: str, entry_ids: Sequence[str] | None, progress: Progress) -> int:
         """How many dead jobs of a queue were deleted."""
         key, deleted = self._keys.dead_letter(name), 0
-        async with self._lane() as lane:
+        async with self.lane() as lane:
             for ids in _batches(entry_ids):
                 more, last = True, "" if ids else await self._last(lane, key)
                 while more:
@@ -136,9 +137,9 @@ class Survey:
     # ---- parts -------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def _lane(self) -> AsyncIterator[Lane]:
-        dial = dialer(self._redis, connect_timeout=self._connect_timeout / 1000)
-        lane = Lane(dial, timeout=CALL_TIMEOUT)
+    async def lane(self) -> AsyncIterator[Lane]:
+        """A connection to its server, for as long as the look takes."""
+        lane = Lane(self._dial, timeout=CALL_TIMEOUT)
         try:
             yield lane
         finally:

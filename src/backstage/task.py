@@ -165,7 +165,7 @@ class NoPayload(Task[None, E, R]):
     """A task whose handler takes no payload."""
 
     if TYPE_CHECKING:
-
+        # Called as its handler is, so without the payload that every other task takes.
         def __call__(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
             self, *args: E.args, **kwargs: E.kwargs
         ) -> R: ...

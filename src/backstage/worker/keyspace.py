@@ -130,15 +130,15 @@ class Keyspace:
 
     async def _arrive(self, room: Room) -> None:
         """It was away when the worker started: wait until it is there, or nothing is taken any more."""
-        trouble = "RedisUnavailable"
+        trouble: type[BackstageError] = RedisUnavailable
         while not self._checked and not room.closed:
             try:
                 warn(await self._open())
                 log.warning("the keyspace %s is there; consuming it, too", self.prefix)
             except BackstageError as exc:
-                if type(exc).__name__ != trouble:
+                if type(exc) is not trouble:
                     log.error("the keyspace %s can't be served: %s; trying again", self.prefix, exc)
-                trouble = type(exc).__name__
+                trouble = type(exc)
                 await asyncio.sleep(LATE)
 
     # ---- work --------------------------------------------------------------------------------------------------------

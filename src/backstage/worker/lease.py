@@ -120,7 +120,7 @@ class Lease:
         script = load("renew")
         if self._connection is None:
             self._connection = self._connect()
-            self._connection.connect()  # type: ignore[no-untyped-call]
+            self._connection.connect()  # type: ignore[no-untyped-call]  # redis-py's
         try:
             return self._ask("EVALSHA", script.sha, len(keys), *keys, blob)
         except redis.exceptions.NoScriptError:
@@ -129,7 +129,7 @@ class Lease:
 
     def _ask(self, *args: str | bytes | int) -> Any:
         assert self._connection is not None
-        self._connection.send_command(*args, check_health=False)  # type: ignore[no-untyped-call]
+        self._connection.send_command(*args, check_health=False)  # type: ignore[no-untyped-call]  # redis-py's
         return self._connection.read_response()
 
     def _give_up_late(self) -> None:
@@ -151,7 +151,7 @@ class Lease:
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.disconnect()  # type: ignore[no-untyped-call]
+            connection.disconnect()  # type: ignore[no-untyped-call]  # redis-py's
 
     # ---- the loop's health -------------------------------------------------------------------------------------------
 
