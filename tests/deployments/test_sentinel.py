@@ -69,6 +69,13 @@ async def test_a_master_that_becomes_a_replica(pair: Replicated) -> None:
     async with worker.running(), Redis(unix_socket_path=pair.replica.socket) as new:
         await worker.enqueue("long")
         await wait_until(lambda: started)
+
+        async def replicated() -> bool:
+            """What the old master had not passed on would be lost by the switch."""
+            groups = await new.xinfo_groups("backstage:default") if await new.exists("backstage:default") else []
+            return any(group["pending"] == 1 for group in groups)
+
+        await wait_until(replicated, 5.0, "the replica knows that the job runs")
         pair.switch()
 
         async def renewed() -> bool:
