@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ class Event(msgspec.Struct, omit_defaults=True):
 
     producers    `enq?` token note=kind group delay number=ms before each retry; then `enq!` id, `enq0` duplicate,
                  `enq-` refused, `enq~` unknown
-    workers      `up`; `take` entry token id attempt deliveries span=since it was asked for; `start`, `end` token id
-                 attempt deliveries note=how; `sent` entry note=kind deliveries before each call with its outcome;
-                 `settled` the same with verdict and span; `lost` entry deliveries; `renewed` number span; `unrenewed`
-                 the same and note=error; `gaveup` span=since the last renewal; `stall` span number=ms of processor used
-                 meanwhile; `bye`
+    workers      `up`; `take` number entry token id attempt deliveries span=since it was asked for; `start`, `end`
+                 number token note=how; `sent` number entry note=kind before each call with its outcome; `settled` the
+                 same with verdict and span; `lost` number entry; `renewed` span number=how many; `unrenewed` the same
+                 and note=error; `gaveup` span=since the last renewal; `stall` span number=ms of processor used
+                 meanwhile; `bye`. `number` is the delivery's, in the order in which its worker took them
     schedulers   `up`; `slot` note=schedule number=slot verdict; `bye`
     all          `hears` once SIGTERM is heard, `deaf` once it is not any more
     nemesis      `strike` note=kind target, `over` the same and span, group=queue of a group; `down` target number=exit
@@ -52,6 +53,10 @@ class Event(msgspec.Struct, omit_defaults=True):
     verdict: bool | None = None
     process: str = ""
     """Who saw it: the name of the file."""
+
+
+running: ContextVar[int] = ContextVar("running")
+"""The number of the delivery whose run this is."""
 
 
 class Log:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 from backstage import Discard, Next, Run, Worker
-from chaos.history import Log
+from chaos.history import Log, running
 
 Payload: TypeAlias = dict[str, Any]
 Handler: TypeAlias = Callable[[Payload, Run], Awaitable[object]]
@@ -63,12 +63,12 @@ def register(worker: Worker, log: Log) -> None:
 
     @worker.on("fast")
     async def fast(payload: Payload) -> None:  # without a Run: the executor's short way
-        log("start", token=payload["token"], note="fast")
-        log("end", token=payload["token"], note="returned")
+        log("start", note="fast", **_facts(payload["token"]))
+        log("end", note="returned", **_facts(payload["token"]))
 
     @worker.on("thread")
     def thread(payload: Payload, run: Run) -> None:
-        facts = _facts(payload, run)
+        facts = _facts(payload["token"])
         log("start", note="thread", **facts)
         time.sleep(payload["ms"] / 1000)
         log("end", note="returned", **facts)
@@ -76,7 +76,7 @@ def register(worker: Worker, log: Log) -> None:
     def told(name: str, fn: Handler, **options: Any) -> None:
         @worker.on(name, **options)
         async def handler(payload: Payload, run: Run) -> object:
-            facts = _facts(payload, run)
+            facts = _facts(payload.get("token") or run.job.id)
             log("start", note=name, **facts)
             try:
                 result = await fn(payload, run)
@@ -98,9 +98,8 @@ def register(worker: Worker, log: Log) -> None:
     told("hard", _forever, hard_timeout=150)
 
 
-def _facts(payload: Payload, run: Run) -> dict[str, Any]:
-    token = payload.get("token") or run.job.id
-    return {"token": token, "id": run.job.id, "attempt": run.attempt, "deliveries": run.deliveries}
+def _facts(token: str) -> dict[str, Any]:
+    return {"token": token, "number": running.get()}
 
 
 async def _sleep(payload: Payload, run: Run) -> None:

@@ -124,8 +124,7 @@ class Story:
         self.takes: dict[str, list[float]] = defaultdict(list)
         self._vacant: list[Span] | None = None
         self._backlogs: list[tuple[float, float]] | None = None
-        self._open: dict[tuple[str, str, int], Hold] = {}
-        self._waiting: dict[tuple[str, str], list[Hold]] = defaultdict(list)
+        self._open: dict[tuple[str, int], Hold] = {}
         self._behind = events[0].at - events[0].wall / 1000 if events else 0.0
         for event in events:
             getattr(self, "_" + event.what.rstrip("!?~-0"), self._pass)(event)
@@ -303,41 +302,29 @@ class Story:
         self.by_entry[event.entry].append(hold)
         self.by_id[event.id].append(hold)
         self.takes[event.process].append(event.at)
-        self._open[event.process, event.entry, event.deliveries] = hold
-        self._waiting[event.process, event.token].append(hold)
+        self._open[event.process, event.number] = hold
 
     def _start(self, event: Event) -> None:
-        # `fast` tells no more than its token. One that was given back before it started may have been taken again.
-        for hold in reversed(self._waiting[event.process, event.token]):
-            if hold.start is None and event.id in ("", hold.id) and event.deliveries in (0, hold.deliveries):
-                hold.start, hold.started_wall, hold.kind = event.at, event.wall, event.note
-                return
-        raise AssertionError(f"{event.process} started {event.token} without having taken it")
+        hold = self._open[event.process, event.number]
+        hold.start, hold.started_wall, hold.kind = event.at, event.wall, event.note
 
     def _end(self, event: Event) -> None:
-        for hold in reversed(self._waiting[event.process, event.token]):
-            known = event.id in ("", hold.id) and event.deliveries in (0, hold.deliveries)
-            if hold.start is not None and hold.end is None and known:
-                hold.end, hold.how = event.at, event.note
-                if hold.kind == "blocking":
-                    self.blocked.append((hold.start, hold.end, hold.worker))
-                return
+        hold = self._open[event.process, event.number]
+        hold.end, hold.how = event.at, event.note
+        if hold.kind == "blocking":
+            self.blocked.append((hold.start or event.at, event.at, hold.worker))
 
     def _sent(self, event: Event) -> None:
-        hold = self._open.get((event.process, event.entry, event.deliveries))
-        if hold is not None and hold.sent is None:
-            hold.sent = event
+        hold = self._open[event.process, event.number]
+        hold.sent = hold.sent or event
 
     def _settled(self, event: Event) -> None:
-        hold = self._open.get((event.process, event.entry, event.deliveries))
-        if hold is not None:
-            hold.settled = event
+        self._open[event.process, event.number].settled = event
         self.calls[event.process].append((event.at - event.span, event.at))
 
     def _lost(self, event: Event) -> None:
-        hold = self._open.get((event.process, event.entry, event.deliveries))
-        if hold is not None and hold.lost is None:
-            hold.lost = event.at
+        hold = self._open[event.process, event.number]
+        hold.lost = hold.lost or event.at
 
     def _renewed(self, event: Event) -> None:
         if event.number:  # with nothing to renew it asks nobody

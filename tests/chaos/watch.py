@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -18,9 +19,10 @@ from backstage.outcome import Outcome
 from backstage.scheduler import Timetable
 from backstage.signals import Signals
 from backstage.stream import Settled
+from backstage.worker.executor import Executor
 from backstage.worker.lease import Lease
 from backstage.worker.worker import Hall
-from chaos.history import Log
+from chaos.history import Log, running
 
 STALL = 0.15
 """Seconds for which a process may not get the processor before it says so: a lease can't be kept without."""
@@ -29,15 +31,30 @@ STALL = 0.15
 _asked: ContextVar[float] = ContextVar("asked")
 """When the call was begun whose answer is being looked at."""
 
+_count = itertools.count(1)
+_numbers: dict[int, int] = {}
+"""The number of each delivery in hand: two of one entry may be in one worker's hands, and both be the first."""
+
 
 def watch_worker(log: Log) -> None:
-    hold, settle, lose, renew, late = Stream._hold, Stream.settle, Hall._lose, Lease._renew, Lease._give_up_late
     watch_signals(log)
+    watch_deliveries(log)
+    watch_leases(log)
+    threading.Thread(target=_pulse, args=(log,), daemon=True).start()
+
+
+def watch_deliveries(log: Log) -> None:
+    hold, execute, settle = Stream._hold, Executor.execute, Stream.settle
 
     def held(self: Stream, deliveries: list[Delivery]) -> list[Delivery]:
         for delivery in deliveries:
+            _numbers[id(delivery)] = next(_count)
             log("take", since=_asked.get(), **_facts(delivery))
         return hold(self, deliveries)
+
+    async def executed(self: Executor, delivery: Delivery) -> Outcome:
+        running.set(_numbers[id(delivery)])
+        return await execute(self, delivery)
 
     async def settled(
         self: Stream, done: Mapping[str, Sequence[Delivery]], others: Sequence[tuple[Delivery, Outcome]]
@@ -55,6 +72,14 @@ def watch_worker(log: Log) -> None:
             told = None if isinstance(verdict, BackstageError) else verdict
             log("settled", note=type(outcome).__name__.lower(), verdict=told, since=begun, **_short(delivery))
         return result
+
+    Stream.take, Stream._look = _asking(Stream.take), _asking(Stream._look)  # type: ignore[method-assign,assignment]
+    Stream._hold, Executor.execute = held, executed  # type: ignore[method-assign]
+    Stream.settle = settled  # type: ignore[method-assign]
+
+
+def watch_leases(log: Log) -> None:
+    lose, renew, late = Hall._lose, Lease._renew, Lease._give_up_late
 
     def lost(self: Hall, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -77,11 +102,7 @@ def watch_worker(log: Log) -> None:
         late(self)
 
     Lease._renew, Lease._give_up_late = renewed, gave_up  # type: ignore[method-assign]
-    Stream.take, Stream._look = _asking(Stream.take), _asking(Stream._look)  # type: ignore[method-assign,assignment]
-    Stream._hold = held  # type: ignore[method-assign]
-    Stream.settle = settled  # type: ignore[method-assign]
     Hall._lose = lost  # type: ignore[method-assign]
-    threading.Thread(target=_pulse, args=(log,), daemon=True).start()
 
 
 def _asking(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -122,7 +143,7 @@ def watch_scheduler(log: Log) -> None:
 
 
 def _facts(delivery: Delivery) -> dict[str, Any]:
-    facts = _short(delivery)
+    facts = _short(delivery) | {"deliveries": delivery.times}
     try:
         job = wire.decode(delivery)
         facts |= {"id": job.id, "attempt": job.attempt + 1}
@@ -134,7 +155,7 @@ def _facts(delivery: Delivery) -> dict[str, Any]:
 
 
 def _short(delivery: Delivery) -> dict[str, Any]:
-    return {"entry": f"{delivery.queue}:{delivery.entry_id.decode()}", "deliveries": delivery.times}
+    return {"entry": f"{delivery.queue}:{delivery.entry_id.decode()}", "number": _numbers[id(delivery)]}
 
 
 def _pulse(log: Log) -> None:

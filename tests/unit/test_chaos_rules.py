@@ -29,15 +29,15 @@ def at(seconds: float, process: str, what: str, **facts: Any) -> Event:
 
 def taken(seconds: float, worker: str, times: int = 1, queue: str = "low", span: float = 0.01) -> list[Event]:
     """One job, handed out and started."""
-    facts: dict[str, Any] = {"token": "t", "id": "j", "attempt": 1, "deliveries": times}
+    facts: dict[str, Any] = {"id": "j", "attempt": 1, "deliveries": times}
     return [
-        at(seconds, worker, "take", entry=f"{queue}:{WALL + 500}-0", span=span, **facts),
-        at(seconds + 0.01, worker, "start", note="plain", **facts),
+        at(seconds, worker, "take", token="t", number=1, entry=f"{queue}:{WALL + 500}-0", span=span, **facts),
+        at(seconds + 0.01, worker, "start", token="t", number=1, note="plain"),
     ]
 
 
-def ended(seconds: float, worker: str, times: int = 1) -> Event:
-    return at(seconds, worker, "end", token="t", id="j", attempt=1, deliveries=times, note="returned")
+def ended(seconds: float, worker: str) -> Event:
+    return at(seconds, worker, "end", token="t", number=1, note="returned")
 
 
 def renewed(worker: str, *times: float) -> list[Event]:
@@ -56,7 +56,7 @@ def figures(*events: Event | list[Event]) -> dict[str, Figure]:
 
 def test_without_a_fault_nothing_may_run_again() -> None:
     """A lease that was lost for no reason is told, as a second run and as two at once."""
-    found = figures(taken(1, "a"), taken(4, "b", 2), ended(5, "b", 2), ended(6, "a"))
+    found = figures(taken(1, "a"), taken(4, "b", 2), ended(5, "b"), ended(6, "a"))
     assert (len(found[AGAIN].found), len(found[TWICE].found)) == (1, 1)
 
 
@@ -76,7 +76,7 @@ def test_without_a_fault_nothing_may_run_again() -> None:
 )
 def test_a_fault_explains_only_what_it_can_have_done(fault: Event, explains: bool) -> None:
     """The same second run, with one fault beside it."""
-    found = figures(taken(1, "a"), fault, taken(4, "b", 2), ended(5, "b", 2), ended(6, "a"))
+    found = figures(taken(1, "a"), fault, taken(4, "b", 2), ended(5, "b"), ended(6, "a"))
     assert found[AGAIN].ok is explains
     assert found[TWICE].ok is explains
 
@@ -86,20 +86,31 @@ def test_who_was_handed_it_first_must_have_lost_it(frozen: str, explains: bool) 
     """A worker that was frozen before it could start a job starts it after the next holder did."""
     old, started = taken(1, "a")
     started.at, started.wall = 4.2, WALL + 4200
-    found = figures([old, started], over(1.1, 4.1, "freeze", frozen), taken(4, "b", 2), ended(5, "b", 2), ended(6, "a"))
+    found = figures([old, started], over(1.1, 4.1, "freeze", frozen), taken(4, "b", 2), ended(5, "b"), ended(6, "a"))
     assert (found[AGAIN].ok, found[TWICE].ok) == (explains, explains)
+
+
+def test_two_deliveries_of_one_entry_to_one_worker_are_two() -> None:
+    """Its group was destroyed, and the same worker had it again while its first run went on; both count as first."""
+    destroyed, second = over(1.1, 1.2, "group-destroy", group="low"), taken(2, "a")
+    for event in second:
+        event.number = 2
+    found = figures(taken(1, "a"), destroyed, second, ended(3, "a"), at(3.5, "a", "end", token="t", number=2))
+    assert (found[AGAIN].ok, found[TWICE].ok) == (True, True)
+    found = figures(taken(1, "a"), second, ended(3, "a"), at(3.5, "a", "end", token="t", number=2))
+    assert (found[AGAIN].ok, found[TWICE].ok) == (False, False)
 
 
 def test_who_renews_in_time_loses_nothing_to_a_fault() -> None:
     """A worker was struck, but its renewals came through."""
     fault = over(1.1, 3.0, "pause")
     beats = renewed("a", 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
-    assert figures(taken(1, "a"), fault, taken(4, "b", 2), ended(5, "b", 2), ended(6, "a"), beats)[TWICE].found
+    assert figures(taken(1, "a"), fault, taken(4, "b", 2), ended(5, "b"), ended(6, "a"), beats)[TWICE].found
 
 
 def test_a_job_whose_end_was_written_is_over() -> None:
     """Not even the death of the worker that ended it explains another delivery."""
-    done: dict[str, Any] = {"entry": f"low:{WALL + 500}-0", "deliveries": 1, "note": "done"}
+    done: dict[str, Any] = {"entry": f"low:{WALL + 500}-0", "number": 1, "note": "done"}
     events = [at(1.2, "a", "sent", **done), at(1.3, "a", "settled", verdict=True, span=0.1, **done)]
     killed = at(1.4, "nemesis", "strike", note="kill-worker", target="a")
     assert figures(taken(1, "a"), ended(1.1, "a"), events, killed, taken(4, "b", 2))[ENDED].found
@@ -107,8 +118,12 @@ def test_a_job_whose_end_was_written_is_over() -> None:
 
 def test_a_killed_worker_may_owe_only_its_last_finishes() -> None:
     """A run that ended before a finish was sent and answered has to be in it."""
-    other: dict[str, Any] = {"entry": f"low:{WALL + 600}-0", "deliveries": 1, "note": "done"}
-    call = [at(2.0, "a", "sent", **other), at(2.1, "a", "settled", verdict=True, span=0.1, **other)]
+    other: dict[str, Any] = {"entry": f"low:{WALL + 600}-0", "number": 2, "note": "done"}
+    call = [
+        at(0.9, "a", "take", id="k", deliveries=1, span=0.01, **other),
+        at(2.0, "a", "sent", **other),
+        at(2.1, "a", "settled", verdict=True, span=0.1, **other),
+    ]
     killed = at(2.2, "nemesis", "strike", note="kill-worker", target="a")
     again = taken(4, "b", 2)
     assert figures(taken(1, "a"), ended(1.1, "a"), call, killed, again)[BEHIND].found
@@ -136,7 +151,7 @@ def tried(worker: str, *times: float) -> list[Event]:
 )
 def test_who_lost_a_lease_must_have_tried_to_keep_it(events: list[Event], explains: bool) -> None:
     """Each third of a lease it stood still or tried, and a fault hit each try that failed."""
-    found = figures(taken(1, "a"), events, taken(4, "b", 2), ended(5, "b", 2), ended(6, "a"))
+    found = figures(taken(1, "a"), events, taken(4, "b", 2), ended(5, "b"), ended(6, "a"))
     assert (found[AGAIN].ok, found[TWICE].ok) == (explains, explains)
 
 
@@ -144,7 +159,7 @@ def test_who_lost_a_lease_must_have_tried_to_keep_it(events: list[Event], explai
 def test_a_run_is_handed_over_when_its_grace_is_over(given_back: float, explains: bool) -> None:
     """And not before: 0.8 s after the signal."""
     told = at(1.2, "nemesis", "strike", note="term-worker", target="a")
-    sent = at(given_back, "a", "sent", entry=f"low:{WALL + 500}-0", deliveries=1, note="released")
+    sent = at(given_back, "a", "sent", entry=f"low:{WALL + 500}-0", number=1, note="released")
     again = taken(2.1, "b")
     assert figures(taken(1, "a"), told, ended(1.4, "a"), sent, again, ended(3, "b"))[AGAIN].ok is explains
 
@@ -166,7 +181,7 @@ def test_what_was_handed_out_must_end_whoever_asked_for_it() -> None:
 
 def test_a_success_that_may_not_have_counted_ends_a_job_all_the_same() -> None:
     """Only a group that was destroyed explains another delivery after it."""
-    done: dict[str, Any] = {"entry": f"low:{WALL + 500}-0", "deliveries": 1, "note": "done"}
+    done: dict[str, Any] = {"entry": f"low:{WALL + 500}-0", "number": 1, "note": "done"}
     events = [taken(1, "a"), ended(1.1, "a"), at(1.2, "a", "sent", **done), at(1.3, "a", "settled", span=0.1, **done)]
     killed = at(1.4, "nemesis", "strike", note="kill-worker", target="a")
     destroyed = over(1.45, 1.5, "group-destroy", group="low")
@@ -181,7 +196,7 @@ def test_each_retry_that_was_written_brings_one_attempt() -> None:
         event.attempt = 2
     events = [
         *taken(1, "a"),
-        at(1.1, "a", "end", token="t", id="j", attempt=1, deliveries=1, note="ValueError"),
+        at(1.1, "a", "end", token="t", number=1, note="ValueError"),
         *second,
     ]
     for again, well in ((1, True), (2, False)):
@@ -203,12 +218,21 @@ def test_a_retry_before_its_time_is_told(second_at: float, well: bool) -> None:
 
 def delayed(came: float, start: float, token: str = "d") -> list[Event]:
     """A job that is due at second 20, and comes into its queue and starts at these."""
-    facts: dict[str, Any] = {"token": token, "id": token, "attempt": 1, "deliveries": 1}
+    number = ord(token)
     return [
         at(18.99, "p", "enq?", token=token, note="delayed", delay=1000),
         at(19.0, "p", "enq!", token=token, id=token),
-        at(start, "a-1", "take", entry=f"low:{WALL + int(came * 1000)}-0", span=0.01, **facts),
-        at(start, "a-1", "start", note="plain", **facts),
+        at(
+            start,
+            "a-1",
+            "take",
+            token=token,
+            id=token,
+            number=number,
+            entry=f"low:{WALL + int(came * 1000)}-0",
+            span=0.01,
+        ),
+        at(start, "a-1", "start", token=token, number=number, note="plain"),
     ]
 
 
@@ -243,7 +267,7 @@ def test_after_an_outage_each_worker_has_to_take_jobs_again() -> None:
 @pytest.mark.parametrize("manned", [True, False])
 def test_what_is_given_back_counts_where_somebody_was_there_to_take_it(manned: bool) -> None:
     """It lay there for three seconds; that is too long, if another worker was not about to end as well."""
-    back: dict[str, Any] = {"entry": f"low:{WALL + 500}-0", "deliveries": 1, "note": "released"}
+    back: dict[str, Any] = {"entry": f"low:{WALL + 500}-0", "number": 1, "note": "released"}
     other = at(0.9, "b-1", "take", token="x", id="x", entry=f"low:{WALL + 400}-0", attempt=1, deliveries=1)
     told = [at(1.2, "nemesis", "strike", note="term-worker", target="a-1")]
     if not manned:
