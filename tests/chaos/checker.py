@@ -206,14 +206,14 @@ def _after_the_end(story: Story, holds: list[Hold]) -> Iterator[str]:
 def _overdue(story: Story, worker: str, holds: list[Hold]) -> Iterator[str]:
     """A finish takes along what ended before it was sent; one call is on its way at a time. So a killed worker can owe
     no more than what ended since it sent the last call that was answered (0.1 s: from handler to finisher). And that
-    is a second's at most, where no fault held up its calls.
+    is a second's at most, where neither a fault nor a handler that blocked the loop held up its calls.
     """
     last = max((sent for sent, _ in story.calls[worker]), default=0.0)
     for hold in holds:
         if hold.end is not None and hold.end < last - 0.1 and hold.settled is None:
             yield f"{hold.token} of {worker} ended {last - hold.end:.3f} s before a finish that did not bring it"
         elif hold.end is not None and story.killed[worker] - hold.end > 1.0 and hold.settled is None:
-            faults = [*story.between(hold.end, hold.end + 1.0), *story.silent]
+            faults = [*story.between(hold.end, hold.end + 1.0), *story.silent, *story.blocked]
             if not any(a <= hold.end + 1.0 and b >= hold.end and whom in ("", worker) for a, b, whom in faults):
                 yield f"{hold.token} of {worker} ended at {hold.end:.3f}, and its finish had a second to be written"
 

@@ -110,8 +110,6 @@ class Story:
         """Whatever may make a renewal fail."""
         self.stood: list[Span] = []
         """Processes that were frozen, or got no processor."""
-        self.blocked: list[Span] = []
-        """Handlers that blocked the event loop: no reason to lose a lease, but nothing is taken there meanwhile."""
         self.silent: list[Span] = []
         """Connections that don't know yet that they are dead: no reason to lose a lease either."""
         self.renewed: dict[str, list[Event]] = defaultdict(list)
@@ -128,6 +126,8 @@ class Story:
         self._behind = events[0].at - events[0].wall / 1000 if events else 0.0
         for event in events:
             getattr(self, "_" + event.what.rstrip("!?~-0"), self._pass)(event)
+        self.blocked = [(h.start, self.gone(h), h.worker) for h in self.holds if h.kind == "blocking" and h.start]
+        """Handlers that blocked the event loop: no reason to lose a lease, but nothing is taken or finished then."""
         for spans in (self.faults, self.severed, self.stood, self.blocked):
             spans.sort()
 
@@ -168,6 +168,9 @@ class Story:
         that failed, a fault has to have hit it or the connection that it found.
         """
         at = before = begin
+        for event in self.tried[worker]:
+            if event.at < begin:  # the connection was sound then, and nobody has asked on it since
+                before = event.at if event.what == "unrenewed" else event.at - event.span
         end, longest = begin + self.goals.lease, self.goals.lease / 3 + 0.2
         for event in self.tried[worker]:
             begun, failed = event.at - event.span, event.what == "unrenewed"
@@ -311,8 +314,6 @@ class Story:
     def _end(self, event: Event) -> None:
         hold = self._open[event.process, event.number]
         hold.end, hold.how = event.at, event.note
-        if hold.kind == "blocking":
-            self.blocked.append((hold.start or event.at, event.at, hold.worker))
 
     def _sent(self, event: Event) -> None:
         hold = self._open[event.process, event.number]

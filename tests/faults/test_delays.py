@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 
+import pytest
 from redis.asyncio import Redis
 from scene import Keyspace, Settings
 
@@ -79,11 +80,13 @@ async def test_identical_delayed_jobs_of_one_millisecond_both_run(
     assert runs == {"x": 10, "y": 10}
 
 
-async def test_a_hundred_thousand_jobs_due_at_once_hold_up_nobody(
-    settings: Settings, client: Client, keyspace: Keyspace, redis: Redis
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("many", [100_000, pytest.param(1_000_000, marks=pytest.mark.chaos)])
+async def test_a_flood_of_jobs_due_at_once_holds_up_nobody(
+    settings: Settings, client: Client, keyspace: Keyspace, redis: Redis, many: int
 ) -> None:
     """They are promoted in batches: urgent jobs of the meantime are done within a second; what is due later follows."""
-    many, worker = 100_000, Worker(**(settings | {"concurrency": 50}))
+    worker = Worker(**(settings | {"concurrency": 50}))
     ran, late = Counter[str](), list[float]()
 
     @worker.on("flood")

@@ -130,10 +130,18 @@ def test_a_killed_worker_may_owe_only_its_last_finishes() -> None:
     assert figures(taken(1, "a"), ended(2.05, "a"), call, killed, again)[BEHIND].ok
     assert figures(taken(1, "a"), ended(1.1, "a"), killed, again)[BEHIND].found
     assert figures(taken(1, "a"), ended(1.1, "a"), over(1.0, 1.9, "pause"), killed, again)[BEHIND].ok
+    blocking = [
+        at(1.0, "a", "take", number=3, id="l", entry=f"low:{WALL + 700}-0", span=0.01),
+        at(1.05, "a", "start", number=3, note="blocking"),
+    ]
+    assert figures(taken(1, "a"), ended(1.1, "a"), blocking, killed, again)[BEHIND].ok
 
 
 def tried(worker: str, *times: float) -> list[Event]:
     return [at(seconds, worker, "unrenewed", number=1, span=0.01, note="ConnectionError") for seconds in times]
+
+
+dead = [over(0.8, 0.85, "cut", "a"), *tried("a", 1.4, 1.41, 1.9, 2.4)]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +155,9 @@ def tried(worker: str, *times: float) -> list[Event]:
         ([*tried("a", 1.4), over(1.2, 2.1, "restart")], False),  # it did not try again
         ([*tried("a", 1.9), over(1.2, 2.1, "restart")], False),  # nor in time
         ([*tried("a", 1.9), over(1.1, 1.7, "freeze", "a"), over(1.8, 2.1, "restart")], True),
+        # A connection that died while nothing was held is found dead by the first try.
+        ([*renewed("a", 0.7), *dead, over(1.405, 2.6, "restart")], True),
+        ([*renewed("a", 0.98), *dead, over(1.405, 2.6, "restart")], False),  # it was sound after that
     ],
 )
 def test_who_lost_a_lease_must_have_tried_to_keep_it(events: list[Event], explains: bool) -> None:

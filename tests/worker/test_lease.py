@@ -200,6 +200,24 @@ async def test_redis_away_for_a_moment(own_server: Server, streams: Streams) -> 
     assert bench.lost == []
 
 
+async def test_a_connection_that_died_while_nothing_was_held(own_server: Server, streams: Streams) -> None:
+    """Only the next renewal finds it dead, and tries a new one at once: half a second later it would be late."""
+    async with holding(own_server, streams(own_server), 1.5) as bench:
+        first = await bench.take()
+        await wait_until(lambda: bench.lease._connection)
+        bench.stream.drop(first)
+        looked = bench.lease._renewed
+        await wait_until(lambda: bench.lease._renewed > looked)
+        with own_server.client() as db:
+            assert db.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await bench.stream.aclose()  # what it opens anew is no matter here
+        looked = bench.lease._renewed
+        await bench.take()
+        await wait_until(lambda: bench.lease._renewed > looked)
+        assert bench.lease._renewed - looked < 0.9
+    assert bench.lost == []
+
+
 async def test_scripts_flushed(own_server: Server, streams: Streams) -> None:
     """SCRIPT FLUSH costs nothing."""
     async with holding(own_server, streams(own_server), 0.3) as bench:

@@ -88,6 +88,7 @@ class Lease:
             now = time.monotonic()
             if now < next_renewal:
                 continue
+            kept = self._connection is not None
             try:
                 self._renew()
                 next_renewal = now + self._every
@@ -95,7 +96,8 @@ class Lease:
                 log.debug("leases not renewed: %s", exc)
                 self._disconnect()
                 self._give_up_late()
-                next_renewal = now + min(0.5, self._every)
+                # A connection that was kept may have died long ago; only a new one tells that Redis is away.
+                next_renewal = now if kept else now + min(0.5, self._every)
         self._disconnect()
 
     def _renew(self) -> None:
@@ -133,7 +135,7 @@ class Lease:
         return self._connection.read_response()
 
     def _give_up_late(self) -> None:
-        """Redis was away for a whole lease: others may have all of it by now."""
+        """No renewal succeeded for a whole lease: others may have all of it by now, or soon what was taken since."""
         if time.monotonic() - self._renewed < self._lease:
             return
         held = [delivery for queue in list(self._held) for delivery in list(self._held[queue].values())]
