@@ -87,7 +87,7 @@ class Link:
 
     @property
     def usable(self) -> bool:
-        return self.loop is asyncio.get_running_loop() and self.pid == os.getpid()
+        return self.loop is asyncio.get_running_loop()  # which no forked child inherits
 
     def outbox_for(self, durability: Durability) -> Outbox | Spread:
         """Where single jobs go whose calls wait for this."""
