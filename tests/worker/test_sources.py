@@ -72,8 +72,9 @@ async def test_outlives_redis(streams: Streams, own_server: Server, caplog: pyte
 
     assert len(await wait_until(fetched)) == 1
     messages = [record.message for record in caplog.records]
-    assert len([message for message in messages if message.startswith("can't take jobs")]) == 1
-    assert messages[-1] == "Redis is back; consuming again"
+    where = f"keyspace {stream.keys.prefix}"
+    assert len([message for message in messages if message.startswith(f"can't take jobs of {where}: ")]) == 1
+    assert messages[-1] == f"Redis is back; consuming {where} again"
 
 
 async def test_waits_longer_and_longer(streams: Streams, own_server: Server) -> None:

@@ -23,6 +23,7 @@ class Fetcher:
 
     def __init__(self, stream: Stream, *, block: int, mend: Callable[[], Awaitable[None]]) -> None:
         self._stream, self._block, self._mend = stream, block, mend
+        self._keyspace = stream.keys.prefix
         self._failures = 0
 
     @property
@@ -45,7 +46,7 @@ class Fetcher:
             await self._wait(exc)
             return []
         if self._failures:
-            log.warning("Redis is back; consuming again")
+            log.warning("Redis is back; consuming keyspace %s again", self._keyspace)
             self._failures = 0
         return deliveries
 
@@ -53,7 +54,7 @@ class Fetcher:
         """Say it once, then wait longer and longer, up to a second: it has to be back within two."""
         if not self._failures:
             level = logging.ERROR if isinstance(exc, RedisRefused) else logging.WARNING
-            log.log(level, "can't take jobs: %s; trying again until it works", exc)
+            log.log(level, "can't take jobs of keyspace %s: %s; trying again until it works", self._keyspace, exc)
         pause = min(0.05 * 2**self._failures, 1.0)
         self._failures = min(self._failures + 1, 10)
         await asyncio.sleep(pause * random.uniform(0.8, 1.2))
