@@ -6,8 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# The half of the tests that mostly waits; the other half computes.
-WAITING := tests/faults tests/deployments
+# Most tests wait for something: four parts of about the same length run at once, these three and the rest.
+PROCESSES := tests/cli tests/deployments tests/faults/test_server_states.py
+FAULTS := $(filter-out $(PROCESSES),$(wildcard tests/faults/test_*.py))
+VALUES := tests/fuzz tests/properties tests/scripts tests/unit
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak check bench format typing docs chaos build clean
@@ -22,12 +24,13 @@ test: $(VENV)/.dev ## All tests, on a real server (make test ARGS="-k priority" 
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	@# Most tests wait for something: two halves at once, of about the same length.
-	@said=$$(mktemp); trap 'rm -f $$said' EXIT; trap 'wait; exit 130' INT; \
-	$(BIN)/python -m pytest $(WAITING) > $$said 2>&1 & waiting=$$!; \
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(WAITING)); status=$$?; \
-	wait $$waiting || status=1; \
-	cat $$said; exit $$status
+	@said=$$(mktemp -d); trap 'rm -rf $$said' EXIT; trap 'wait; exit 130' INT; \
+	$(BIN)/python -m pytest $(FAULTS) > $$said/1 2>&1 & first=$$!; \
+	$(BIN)/python -m pytest $(PROCESSES) > $$said/2 2>&1 & second=$$!; \
+	$(BIN)/python -m pytest $(VALUES) > $$said/3 2>&1 & third=$$!; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(FAULTS) $(PROCESSES) $(VALUES)); status=$$?; \
+	for part in $$first $$second $$third; do wait $$part || status=1; done; \
+	cat $$said/*; exit $$status
 endif
 
 soak: $(VENV)/.dev ## A mixed load for 30 minutes, after which nothing has grown (ARGS="--minutes 2 --chart soak.svg")
