@@ -22,6 +22,7 @@ from backstage import Client, Delivery, Job, JsonSerializer, Outcome, Stream, Wo
 from backstage.keys import Keys
 from backstage.outcome import DONE
 from backstage.reader import Reader
+from backstage.ready import Ready
 from backstage.scripts import load
 from backstage.serializer import encode_all
 from backstage.worker.executor import Executor, Policy
@@ -171,11 +172,9 @@ async def enqueued(url: str) -> list[Step]:
     serializer = JsonSerializer()
     payloads = [PAYLOAD] * N
     texts = encode_all(serializer, payloads)
-    ready: list[blobs.Ready] = []
 
     def blob() -> None:
-        ready[:] = [(Job("noop", PAYLOAD), text, "default") for text in texts]
-        blobs.enqueue(KEYS, ready, "call", 20_000)
+        blobs.enqueue(KEYS, [Ready("noop", text, "default") for text in texts], "call", 20_000)
 
     loop = asyncio.get_running_loop()
     waiting: list[asyncio.Future[str]] = []
@@ -194,11 +193,10 @@ async def enqueued(url: str) -> list[Step]:
 
     async with Client(url=url) as client:
         await client.enqueue("noop", PAYLOAD)
-        jobs = best(lambda: [Job("noop", PAYLOAD) for _ in range(N)])
         return [
-            ("`Job(…)`", jobs),
+            ("`Job(…)`", best(lambda: [Job("noop", PAYLOAD) for _ in range(N)])),
             ("payloads become JSON", best(lambda: encode_all(serializer, payloads))),
-            ("ids, and the blob", best(blob) - jobs),
+            ("ids, and the blob", best(blob)),
             ("gather of 1,000 coroutines that wait for a future each", await best_awaited(
                 lambda: asyncio.gather(*[call("noop", PAYLOAD) for _ in range(1000)]), 1000)),
             ("gather of 1,000 `client.enqueue(…)`", await best_awaited(
@@ -246,8 +244,7 @@ def served(server: Server) -> list[Step]:
         return (processor(server) - before) / TRIES / N * 1e6
 
     def scripted_adds() -> list[bytes]:
-        jobs = [Job("noop", PAYLOAD) for _ in range(N)]
-        ready = [(job, payload.decode(), "default") for job in jobs]
+        ready = [Ready("noop", payload.decode(), "default") for _ in range(N)]
         return [script("enqueue", *blobs.enqueue(KEYS, ready, str(n), 20_000)) for n in range(TRIES)]
 
     def taken() -> list[str]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
 from backstage import wire
 from backstage.errors import BackstageError, MalformedJob, RedisRefused
-from backstage.job import Delivery, Job, fix_ids
+from backstage.job import NO_OPTIONS, Delivery
 from backstage.keys import Keys
 from backstage.outcome import Again, Dead, Done, Outcome, Released
+from backstage.ready import Ready, give_ids
 from backstage.scripts import pack
-
-Ready: TypeAlias = tuple[Job, str, str]
-"""A job to be sent: the job, its payload's JSON text, its queue."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -40,40 +38,41 @@ class _Numbers:
 
 def enqueue(keys: Keys, jobs: Sequence[Ready], call: str, marker_ttl: int) -> tuple[list[str], bytes]:
     """For enqueue.lua. Neighbours of one queue and task that have no options travel as one run."""
-    fix_ids([job for job, _, _ in jobs])
+    give_ids(jobs)
     number = _Numbers()
     number(keys.call(call))
     number(keys.scheduled)
-    streams = {queue: number(keys.stream(queue)) for queue in {queue: None for _, _, queue in jobs}}
+    streams = {queue: number(keys.stream(queue)) for queue in {job.queue: None for job in jobs}}
     runs: list[Sequence[Any]] = []
-    last: tuple[str, str] | None = None
+    task = queue = None
     flat: list[str] = []
-    for job, payload, queue in jobs:
-        if job._options is not None:
-            runs.append(_special(keys, number, streams[queue], job, payload, queue))
-            last = None
+    for job in jobs:
+        if job.options is not None:
+            runs.append(_special(keys, number, streams[job.queue], job))
+            task = None
             continue
-        if last != (queue, job._task):
-            last, flat = (queue, job._task), []
-            runs.append((streams[queue], job._task, flat))
-        flat += (payload, job.id)
+        if task != job.task or queue != job.queue:
+            task, queue, flat = job.task, job.queue, []
+            runs.append((streams[queue], task, flat))
+        flat += (job.payload, job.id)
     return number.keys, pack((marker_ttl, len(streams), runs, keys.control))
 
 
 def verdicts(jobs: Sequence[Ready], refused: Sequence[Any]) -> list[str | BackstageError | None]:
     """What enqueue.lua answered: for each job its id, None for a duplicate, or why it was refused."""
-    found: list[str | BackstageError | None] = [job.id for job, _, _ in jobs]
+    found: list[str | BackstageError | None] = [job.id for job in jobs]
     for at, verdict in zip(refused[::2], refused[1::2], strict=True):
         found[at - 1] = None if verdict == 0 else RedisRefused(f"not added: {verdict.decode('utf-8', 'replace')}")
     return found
 
 
-def _special(keys: Keys, number: _Numbers, stream: int, job: Job, payload: str, queue: str) -> Sequence[Any]:
+def _special(keys: Keys, number: _Numbers, stream: int, job: Ready) -> Sequence[Any]:
     """A job with options, as enqueue.lua and finish.lua take it."""
-    delay, dedupe = job.delay or 0, job.dedupe
-    member = wire.member(job, payload, keys.stream(queue), queue) if delay else ""
+    options = job.options or NO_OPTIONS
+    delay, dedupe = options.delay or 0, options.dedupe
+    member = wire.member(job, keys.stream(job.queue)) if delay else ""
     return (
-        stream, job.task, (payload, job.id), wire.options(job), delay, member,
+        stream, job.task, (job.payload, job.id), wire.option_fields(options), delay, member,
         number(keys.dedupe(dedupe.key)) if dedupe else 0, dedupe.ttl_ms if dedupe else 0,
     )  # fmt: skip
 
@@ -121,7 +120,7 @@ def _effects(
                 queue = job.queue or job.route or "default"
                 stream = number(keys.stream(queue))
                 payload = bytes(job.payload).decode() if isinstance(job.payload, msgspec.Raw) else encode(job.payload)
-                successors.append(_special(keys, number, stream, job, payload, queue))
+                successors.append(_special(keys, number, stream, Ready.of(job, payload, queue)))
             return "done", number(keys.scheduled), successors
         case Again(delay=delay):
             try:

@@ -10,14 +10,25 @@ from typing import Any, Self, Unpack, overload
 
 from redis.asyncio import Redis
 
-from backstage.blobs import Ready
 from backstage.config import RedisConfig, RedisOptions
 from backstage.connection import Connector
 from backstage.durability import check_durability
 from backstage.durations import Duration, until
 from backstage.errors import BackstageError, ConfigError, PayloadTooLarge
-from backstage.job import AnyDedupe, CallOptions, Durability, EnqueueOptions, Job, Next, ScheduleOptions
+from backstage.job import (
+    AnyDedupe,
+    CallOptions,
+    Durability,
+    EnqueueOptions,
+    Job,
+    Options,
+    Request,
+    ScheduleOptions,
+    asked,
+    name_of,
+)
 from backstage.link import Link
+from backstage.ready import Ready
 from backstage.serializer import encode_all
 from backstage.task import AnyTask, E, P, Payloadless, R, Task, TaskRegistry
 
@@ -96,7 +107,9 @@ class Client:
         Raises NotSerializable, PayloadTooLarge, InvalidName or ConfigError before anything is sent, and
         RedisUnavailable after `connect_timeout`: the job may have arrived all the same.
         """
-        ready = self._ready(Job(task, payload, **options))
+        name, route = name_of(task)
+        queue, rest = asked(**options) if options else (None, None)
+        ready = self._checked(name, payload, queue or route, rest)
         link = self._link
         if link is None or not link.usable:
             link = await self._linked()
@@ -112,7 +125,7 @@ class Client:
         for each of those that failed; the others have theirs, and the error tells how many that are.
         """
         jobs = list(jobs)
-        payloads = self._checked(jobs)
+        payloads = self._all_checked(jobs)
         how = check_durability(durability)
         link = await self._linked()
         routes = {task: self._route(task) for task in {job._task for job in jobs}}
@@ -167,15 +180,18 @@ class Client:
             await self._connector.mend()
         return self._open()
 
-    def _ready(self, request: Job | Next) -> Ready:
-        """A job as it will be sent: encoded, checked and routed. Its own queue, its task's, or `default`."""
-        job = request.job() if isinstance(request, Next) else request
-        payload = self._config.serializer.encode(job._payload)
-        if len(payload) > self._config.max_payload:
-            raise self._too_large(job, len(payload))
-        return job, payload.decode(), job._queue or job.route or self._route(job._task)
+    def _ready(self, request: Request) -> Ready:
+        """A Job or Next as it will be sent, without its id."""
+        return self._checked(request._task, request._payload, request._queue or request.route, request._options)
 
-    def _checked(self, jobs: list[Job]) -> list[str]:
+    def _checked(self, name: str, payload: object, queue: str | None, options: Options | None) -> Ready:
+        """Encoded, checked and routed: to the queue that it was given, to its task's, or to `default`."""
+        text = self._config.serializer.encode(payload)
+        if len(text) > self._config.max_payload:
+            raise self._too_large(name, len(text))
+        return Ready(name, text.decode(), queue or self._route(name), options)
+
+    def _all_checked(self, jobs: list[Job]) -> list[str]:
         """The payloads of many jobs as JSON text, or the error of the first one that can't be sent."""
         for kind in set(map(type, jobs)) - {Job}:
             raise ConfigError(f"enqueue_many takes Jobs, not {kind.__name__}: write Job(task, payload, …)")
@@ -184,12 +200,12 @@ class Client:
         if max(map(len, payloads), default=0) * 4 > limit:  # a character has at most four bytes
             for job, payload in zip(jobs, payloads, strict=True):
                 if len(payload) * 4 > limit and (size := len(payload.encode())) > limit:
-                    raise self._too_large(job, size)
+                    raise self._too_large(job.task, size)
         return payloads
 
-    def _too_large(self, job: Job, size: int) -> PayloadTooLarge:
+    def _too_large(self, name: str, size: int) -> PayloadTooLarge:
         return PayloadTooLarge(
-            f"the payload of {job.task} is {size:,} bytes of JSON; max_payload is {self._config.max_payload:,}: "
+            f"the payload of {name} is {size:,} bytes of JSON; max_payload is {self._config.max_payload:,}: "
             "store it elsewhere and send a reference"
         )
 

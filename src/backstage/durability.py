@@ -18,6 +18,7 @@ from backstage.errors import BackstageError, ConfigError, RedisUnavailable, quot
 from backstage.job import Durability
 from backstage.keys import Keys
 from backstage.lane import Argument, Lane, dialer, translate
+from backstage.ready import Ready
 from backstage.scripts import load
 
 log = logging.getLogger("backstage")
@@ -46,7 +47,7 @@ class Safe:
         self._keys, self._durability, self._wait = Keys(prefix), durability, max(1, wait)
         self._probed = 0
 
-    async def send(self, jobs: Sequence[blobs.Ready], call: str, marker_ttl: int) -> list[str | BackstageError | None]:
+    async def send(self, jobs: Sequence[Ready], call: str, marker_ttl: int) -> list[str | BackstageError | None]:
         """As `Stream.send`. RedisUnavailable, too, where it can't be confirmed in time; repeated, it adds nothing.
 
         ConfigError, before anything is sent, where the server can't do what is asked.

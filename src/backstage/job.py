@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol, Required, TypeAlias, TypedDict, Unpack
@@ -196,7 +196,38 @@ class History(msgspec.Struct, frozen=True):
     since: int | None = None
 
 
-_NO_OPTIONS, _NEW = Options(), History()
+NO_OPTIONS, _NEW = Options(), History()
+
+
+def name_of(task: str | Named) -> tuple[str, str | None]:
+    """A task's name; and its own queue, where it is given as a Task."""
+    if isinstance(task, str):
+        return check_name(task, "task"), None
+    if isinstance(getattr(task, "name", None), str):
+        return task.name, task.queue
+    shown = type(task).__name__  # itself could be a payload
+    raise ConfigError(f"task: must be a task's name or a Task (what `@worker.on` returns), not of type {shown}")
+
+
+def asked(
+    *,
+    priority: str | None = None,
+    queue: str | Queue | None = None,
+    delay: Duration | None = None,
+    dedupe: AnyDedupe | None = None,
+    attempts: int | None = None,
+    backoff: AnyBackoff | None = None,
+    timeout: Duration | None = None,
+) -> tuple[str | None, Options | None]:
+    """What the options of an enqueue ask for: the queue, and the rest; None for what they don't ask for."""
+    options = Options(
+        None if delay is None else to_ms(delay, "delay"),
+        None if dedupe is None else to_dedupe(dedupe),
+        None if attempts is None else to_attempts(attempts),
+        None if backoff is None else to_backoff(backoff),
+        None if timeout is None else to_ms(timeout, "timeout", minimum=1),
+    )
+    return to_queue(queue, priority), None if options == NO_OPTIONS else options
 
 
 class Request:
@@ -208,39 +239,9 @@ class Request:
     """The task's own queue, where the task was given as a Task: for jobs that name no queue themselves."""
 
     def __init__(self, task: str | Named, payload: object, options: EnqueueOptions) -> None:
-        if isinstance(task, str):
-            self._task, self.route = check_name(task, "task"), None
-        elif isinstance(getattr(task, "name", None), str):
-            self._task, self.route = task.name, task.queue
-        else:
-            shown = type(task).__name__  # itself could be a payload
-            raise ConfigError(f"task: must be a task's name or a Task (what `@worker.on` returns), not of type {shown}")
+        self._task, self.route = name_of(task)
         self._payload = payload
-        self._queue: str | None = None
-        self._options: Options | None = None
-        if options:
-            self._set(**options)
-
-    def _set(
-        self,
-        *,
-        priority: str | None = None,
-        queue: str | Queue | None = None,
-        delay: Duration | None = None,
-        dedupe: AnyDedupe | None = None,
-        attempts: int | None = None,
-        backoff: AnyBackoff | None = None,
-        timeout: Duration | None = None,
-    ) -> None:
-        self._queue = to_queue(queue, priority)
-        options = Options(
-            None if delay is None else to_ms(delay, "delay"),
-            None if dedupe is None else to_dedupe(dedupe),
-            None if attempts is None else to_attempts(attempts),
-            None if backoff is None else to_backoff(backoff),
-            None if timeout is None else to_ms(timeout, "timeout", minimum=1),
-        )
-        self._options = None if options == _NO_OPTIONS else options
+        self._queue, self._options = asked(**options) if options else (None, None)
 
     @property
     def task(self) -> str:
@@ -265,25 +266,25 @@ class Request:
     @property
     def delay(self) -> int | None:
         """Milliseconds."""
-        return (self._options or _NO_OPTIONS).delay
+        return (self._options or NO_OPTIONS).delay
 
     @property
     def dedupe(self) -> Dedupe | None:
-        return (self._options or _NO_OPTIONS).dedupe
+        return (self._options or NO_OPTIONS).dedupe
 
     @property
     def attempts(self) -> int | None:
         """Total runs allowed, where the job itself says so."""
-        return (self._options or _NO_OPTIONS).attempts
+        return (self._options or NO_OPTIONS).attempts
 
     @property
     def backoff(self) -> Backoff | None:
-        return (self._options or _NO_OPTIONS).backoff
+        return (self._options or NO_OPTIONS).backoff
 
     @property
     def timeout(self) -> int | None:
         """Soft limit in milliseconds, where the job itself says so."""
-        return (self._options or _NO_OPTIONS).timeout
+        return (self._options or NO_OPTIONS).timeout
 
 
 class Job(Request):
@@ -380,7 +381,7 @@ class Delivery(msgspec.Struct, frozen=True, eq=False, gc=False):
         return f"Delivery({self.queue!r}, {self.entry_id!r}, times={self.times})"  # without the payload
 
 
-def fix_ids(jobs: Sequence[Job]) -> None:
+def fix_ids(jobs: Iterable[Job]) -> None:
     """Give ids to those that have none yet: all at once costs a fraction of one by one."""
     missing = [job for job in jobs if job._id is None]
     for job, id in zip(missing, new_ids(len(missing)), strict=True):

@@ -13,14 +13,14 @@ from typing import TypeAlias
 
 from redis.asyncio import Redis
 
-from backstage.blobs import Ready
 from backstage.config import RedisConfig
 from backstage.connection import Connector, close
 from backstage.durability import TOGETHER, Safe
 from backstage.errors import BackstageError, ConfigError, RedisUnavailable
-from backstage.job import Durability, Job, fix_ids
+from backstage.job import Dedupe, Durability, Job, fix_ids
 from backstage.keys import keyspace_of
 from backstage.outbox import MOST, Outbox, cuts
+from backstage.ready import Ready, give_ids
 from backstage.stream import Stream
 
 BULK_IN_FLIGHT = 2
@@ -73,7 +73,9 @@ class Spread:
         self._outboxes = tuple(outboxes)
 
     def put(self, job: Ready) -> asyncio.Future[str | None]:
-        return self._outboxes[_home(job[0], len(self._outboxes))].put(job)
+        give_ids((job,))
+        dedupe = job.options.dedupe if job.options else None
+        return self._outboxes[_home(job.id, dedupe, len(self._outboxes))].put(job)
 
 
 class Link:
@@ -107,7 +109,7 @@ class Link:
         fix_ids(jobs)
         places: list[list[int]] = [[] for _ in self.spaces]
         for at, job in enumerate(jobs):
-            places[_home(job, len(places))].append(at)
+            places[_home(job.id, job.dedupe, len(places))].append(at)
         answers = await asyncio.gather(
             *(
                 _send_all(space, [jobs[at] for at in ats], [payloads[at] for at in ats], routes, durability)
@@ -137,10 +139,9 @@ class Link:
         await asyncio.gather(*(space.close() for space in self.spaces))
 
 
-def _home(job: Job, count: int) -> int:
-    """The number of the keyspace of this job."""
-    dedupe = job.dedupe
-    return keyspace_of(job.id if dedupe is None else dedupe.key, count)
+def _home(id: str, dedupe: Dedupe | None, count: int) -> int:
+    """The number of the keyspace of such a job."""
+    return keyspace_of(id if dedupe is None else dedupe.key, count)
 
 
 async def _send_all(
@@ -152,8 +153,9 @@ async def _send_all(
     sending: deque[asyncio.Task[list[Verdict]]] = deque()
     try:
         for cut in cuts(payloads, most):
+            fix_ids(jobs[cut])
             ready = [
-                (job, payload, job._queue or job.route or routes[job._task])
+                Ready.of(job, payload, job._queue or job.route or routes[job._task])
                 for job, payload in zip(jobs[cut], payloads[cut], strict=True)
             ]
             sending.append(asyncio.create_task(outbox.deliver(ready)))

@@ -7,9 +7,9 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
-from backstage.blobs import Ready
 from backstage.eager import start
 from backstage.errors import BackstageError, RedisRefused, RedisUnavailable
+from backstage.ready import Ready
 
 AT_ONCE = 250
 """Jobs that close a batch of concurrent enqueues before the loop's turn ends."""
@@ -100,7 +100,7 @@ class Outbox:
 
     def _send_off(self) -> None:
         while self._waiting and len(self._sending) < self._in_flight:
-            most = next(cuts([payload for (_, payload, _), _ in self._waiting[: self._at_once]], self._at_once))
+            most = next(cuts([job.payload for job, _ in self._waiting[: self._at_once]], self._at_once))
             batch, self._waiting = self._waiting[: most.stop], self._waiting[most.stop :]
             task = start(self._send(batch), self._loop, "backstage enqueue")
             if not task.done():

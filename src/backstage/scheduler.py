@@ -24,6 +24,7 @@ from backstage.errors import BackstageError, ConfigError, RedisRefused, RedisUna
 from backstage.job import Job
 from backstage.keys import Keys
 from backstage.lane import Lane, dialer, translate
+from backstage.ready import give_ids
 from backstage.scripts import load, pack
 from backstage.service import Life, Service
 from backstage.task import TaskRegistry
@@ -202,12 +203,15 @@ class Timetable:
         self, lane: Lane, schedule: Schedule, slot: int, interval: int, *, run: bool = False
     ) -> tuple[int, int]:
         """cron.lua's verdict on a slot, and the last slot on record after it."""
-        job, payload, queue = self._client._ready(_job(schedule.task))
-        blob = pack((schedule.task.name, slot, interval, job.task if run else "", payload, job.id))
-        keys = [self._keys.cron, self._keys.stream(queue)]
+        job = self._client._ready(_job(schedule.task))
+        give_ids((job,))
+        blob = pack((schedule.task.name, slot, interval, job.task if run else "", job.payload, job.id))
+        keys = [self._keys.cron, self._keys.stream(job.queue)]
         verdict, last, _ = await lane.script(load("cron"), keys, blob)
         if verdict > 0 and run:
-            log.debug("schedule %s: due", schedule.task.name, extra={"id": job.id, "task": job.task, "queue": queue})
+            log.debug(
+                "schedule %s: due", schedule.task.name, extra={"id": job.id, "task": job.task, "queue": job.queue}
+            )
         return verdict, int(last)
 
     async def _each(self, work: dict[Schedule, Coroutine[Any, Any, int]]) -> dict[Schedule, int]:

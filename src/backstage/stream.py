@@ -25,12 +25,13 @@ from backstage.clock import Clock
 from backstage.durations import Duration, to_ms
 from backstage.errors import BackstageError, ConfigError, RedisRefused, quoted
 from backstage.findings import facts_of
-from backstage.job import Delivery, EnqueueOptions, Job, Named
+from backstage.job import Delivery, EnqueueOptions, Job, Named, asked, name_of
 from backstage.keys import Keys
 from backstage.lane import Lane, NoGroup, dialer, translate
 from backstage.outcome import Done, Outcome
 from backstage.queue import DEFAULT_QUEUES, RESERVED, Queue, check_name, ordered
 from backstage.reader import Reader
+from backstage.ready import Ready
 from backstage.scripts import load, pack
 from backstage.serializer import JsonSerializer, Serializer
 
@@ -156,14 +157,15 @@ class Stream:
 
     async def enqueue(self, task: str | Named, payload: object = None, **options: Unpack[EnqueueOptions]) -> str | None:
         """One job; its id, or None where its dedupe key is taken."""
-        job = Job(task, payload, **options)
-        ready = (job, self._serializer.encode(payload).decode(), job.queue or job.route or "default")
+        name, route = name_of(task)
+        queue, rest = asked(**options)
+        ready = Ready(name, self._serializer.encode(payload).decode(), queue or route or "default", rest)
         (verdict,) = await self.send([ready], secrets.token_hex(8), 15_000)
         if isinstance(verdict, BackstageError):
             raise verdict
         return verdict
 
-    async def send(self, jobs: Sequence[blobs.Ready], call: str, marker_ttl: int) -> list[str | BackstageError | None]:
+    async def send(self, jobs: Sequence[Ready], call: str, marker_ttl: int) -> list[str | BackstageError | None]:
         """Enqueue a batch: for each job its id, None for a duplicate, or why it was refused.
 
         Repeated with the same `call` id within `marker_ttl` ms, it adds nothing and answers the same.

@@ -17,8 +17,9 @@ import msgspec
 
 from backstage.durations import LONGEST
 from backstage.errors import BackstageError, MalformedJob
-from backstage.job import Backoff, Delivery, History, Job, Options
+from backstage.job import NO_OPTIONS, Backoff, Delivery, History, Job, Options
 from backstage.outcome import Again, Dead
+from backstage.ready import Ready
 
 _json = msgspec.json.Encoder()
 any_payload = msgspec.json.Decoder().decode
@@ -120,29 +121,31 @@ def backoff_text(backoff: Backoff) -> str:
     return _json.encode(wire).decode()
 
 
-def options(job: Job) -> list[str]:
+def option_fields(options: Options) -> list[str]:
     """The optional fields of a stream entry, flat: only what the caller gave."""
     flat: list[str] = []
-    if job.attempts is not None:
-        flat += ("attempts", str(job.attempts))
-    if job.backoff is not None:
-        flat += ("backoff", backoff_text(job.backoff))
-    if job.timeout is not None:
-        flat += ("timeout", str(job.timeout))
+    if options.attempts is not None:
+        flat += ("attempts", str(options.attempts))
+    if options.backoff is not None:
+        flat += ("backoff", backoff_text(options.backoff))
+    if options.timeout is not None:
+        flat += ("timeout", str(options.timeout))
     return flat
 
 
-def member(job: Job, payload: str, stream: str, queue: str) -> str:
+def member(job: Ready, stream: str) -> str:
     """A scheduled member for a job that is enqueued with a delay."""
+    options = job.options or NO_OPTIONS
     wire: dict[str, Any] = {
-        "taskName": job.task, "payload": payload, "enqueuedAt": now_ms(), "streamKey": stream, "priority": queue,
+        "taskName": job.task, "payload": job.payload, "enqueuedAt": now_ms(), "streamKey": stream,
+        "priority": job.queue,
     }  # fmt: skip
-    if job.attempts is not None:
-        wire["attempts"] = job.attempts
-    if job.backoff is not None:
-        wire["backoff"] = backoff_text(job.backoff)
-    if job.timeout is not None:
-        wire["timeout"] = job.timeout
+    if options.attempts is not None:
+        wire["attempts"] = options.attempts
+    if options.backoff is not None:
+        wire["backoff"] = backoff_text(options.backoff)
+    if options.timeout is not None:
+        wire["timeout"] = options.timeout
     wire["jobId"] = job.id
     return _json.encode(wire).decode()
 

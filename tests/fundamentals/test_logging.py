@@ -25,7 +25,8 @@ def untouched_logger() -> Iterator[None]:
         if handler not in before[2]:
             logger.removeHandler(handler)
             handler.close()
-    logger.level, logger.propagate = before[:2]
+    logger.setLevel(before[0])  # not by the attribute: a logger remembers what it lets through
+    logger.propagate = before[1]
 
 
 async def fail_once(worker: Worker) -> str:

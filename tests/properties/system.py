@@ -17,6 +17,7 @@ from backstage.job import Delivery, Job
 from backstage.keys import Keys
 from backstage.outcome import Outcome
 from backstage.queue import RESERVED
+from backstage.ready import Ready
 from backstage.scripts import load, pack
 from backstage.wire import FIELDS, fields_of
 from properties.model import At
@@ -76,7 +77,7 @@ class System:
 
     # ---- verbs -------------------------------------------------------------------------------------------------------
 
-    def enqueue(self, jobs: Sequence[blobs.Ready], call: str) -> list[bool]:
+    def enqueue(self, jobs: Sequence[Ready], call: str) -> list[bool]:
         """For each whether it was added."""
         keys, blob = blobs.enqueue(self.keys, jobs, call, 15_000)
         refused = set(self.script("enqueue", keys, blob)[::2])

@@ -10,9 +10,9 @@ import secrets
 from collections import Counter
 from collections.abc import Sequence
 
-from backstage import blobs
 from backstage.job import Dedupe, Delivery, Job
 from backstage.outcome import Again, Dead, Done, Outcome, Released
+from backstage.ready import Ready
 from properties.invariants import INVARIANTS
 from properties.model import RELEASED, Asked, At, Held, Kind, Model
 from properties.system import FOREIGN, LEASE, PLANTED, QUEUES, SERVER, SPENT, Found, System, job_of
@@ -30,7 +30,7 @@ class World:
         self.system, self.model = system, Model(QUEUES)
         self.held: list[tuple[Held, Delivery]] = []
         """All that was ever handed out, zombies and ghosts with the rest."""
-        self.calls: list[tuple[str, list[blobs.Ready], list[bool]]] = []
+        self.calls: list[tuple[str, list[Ready], list[bool]]] = []
         self.reached: Counter[str] = Counter()
         """What happened so far: a history that reaches nothing proves nothing."""
         self._numbers = itertools.count(1)
@@ -53,7 +53,7 @@ class World:
     def enqueue(self, specs: Sequence[tuple[str, bool, str]], *, lost: bool = False) -> None:
         """A batch of (queue, delayed, dedupe key). `lost`: the answer never comes, and the caller asks again."""
         made = [self.job(queue, delay=delay, dedupe=dedupe) for queue, delay, dedupe in specs]
-        ready = [(job, "1", asked.queue) for job, asked in made]
+        ready = [Ready.of(job, "1", asked.queue) for job, asked in made]
         call = secrets.token_hex(8)
         if lost:
             self.system.enqueue(ready, call)

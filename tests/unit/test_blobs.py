@@ -11,6 +11,7 @@ from backstage import blobs
 from backstage.job import Delivery, Job
 from backstage.keys import Keys
 from backstage.outcome import Again, Dead, Done, Outcome, Released
+from backstage.ready import Ready
 from backstage.serializer import JsonSerializer
 
 KEYS = Keys("p")
@@ -18,7 +19,9 @@ unpack = msgspec.msgpack.decode
 
 
 def enqueue(*jobs: tuple[Job, str]) -> tuple[list[str], Any]:
-    keys, blob = blobs.enqueue(KEYS, [(job, payload, job.queue or "default") for job, payload in jobs], "c", 5_000)
+    keys, blob = blobs.enqueue(
+        KEYS, [Ready.of(job, payload, job.queue or "default") for job, payload in jobs], "c", 5_000
+    )
     return keys, unpack(blob)
 
 

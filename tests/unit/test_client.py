@@ -15,6 +15,7 @@ from backstage.client import Client
 from backstage.config import RedisConfig
 from backstage.errors import ConfigError, PayloadTooLarge, RedisRefused, TaskNotBound
 from backstage.job import Job, Next
+from backstage.ready import Ready, give_ids
 from backstage.task import TaskRegistry
 from support.server import Server
 
@@ -46,21 +47,26 @@ def test_routes(options: Any, queue: str, known: str) -> None:
     for client in (Client(RedisConfig(), tasks=[tasks]), Client(RedisConfig())):
         for name, route in ((task, known), ("pay", known if client.config and client._registry.get("pay") else "")):
             job = Job(name, 1, **options)
-            assert client._ready(job)[1:] == ("1", queue if options else route or "default")
-            assert client._ready(Next(name, 1, **options))[1:] == ("1", queue if options else route or "default")
+            assert client._ready(job).queue == (queue if options else route or "default")
+            assert client._ready(Next(name, 1, **options)) == client._ready(job)
 
 
-def test_a_job_keeps_its_id() -> None:
-    """What is sent is the job that was given; a Next becomes a new one each time."""
-    client, job, again = Client(RedisConfig()), Job("t"), Next("t")
-    assert client._ready(job)[0] is job
-    assert client._ready(again)[0].id != client._ready(again)[0].id
+def test_what_is_ready_gets_its_id_once() -> None:
+    """A Job keeps the one that it has; what has none gets one when it is first sent, and is the same job ever after."""
+    job, fresh = Job("t"), Client(RedisConfig())._ready(Next("t"))
+    both = [Ready.of(job, "null", "default"), fresh]
+    assert (both[0].id, fresh.id) == (job.id, "")
+    give_ids(both)
+    given = fresh.id
+    give_ids(both)
+    assert (both[0].id, fresh.id) == (job.id, given)
+    assert given not in ("", job.id)
 
 
 def test_limits_the_payload() -> None:
     """In bytes of JSON, with the task's name in the error and the payload not."""
     client = Client(RedisConfig(max_payload=10))
-    assert client._ready(Job("t", "x" * 8))[1] == '"xxxxxxxx"'
+    assert client._ready(Job("t", "x" * 8)).payload == '"xxxxxxxx"'
     with pytest.raises(PayloadTooLarge, match="the payload of t is 11 bytes") as error:
         client._ready(Job("t", "canary!!!"))
     assert "canary" not in str(error.value)

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from backstage.blobs import Ready
 from backstage.eager import EAGER
 from backstage.errors import BackstageError, RedisRefused, RedisUnavailable
-from backstage.job import Job
 from backstage.outbox import AT_ONCE, IN_FLIGHT, MOST, MOST_BYTES, Outbox, cuts
+from backstage.ready import Ready, give_ids
 from backstage.stream import Stream
 
 Verdicts = list[str | BackstageError | None]
@@ -30,11 +29,12 @@ class Sender(Stream):
             self.gate.set()
 
     async def send(self, jobs: Sequence[Ready], call: str, marker_ttl: int) -> Verdicts:
-        self.calls.append(([job.task for job, _, _ in jobs], call, marker_ttl))
+        give_ids(jobs)
+        self.calls.append(([job.task for job in jobs], call, marker_ttl))
         await self.gate.wait()
         if self.errors:
             raise self.errors.pop(0)
-        return [self.refuse.get(job.task) or (None if job.task == "duplicate" else job.id) for job, _, _ in jobs]
+        return [self.refuse.get(job.task) or (None if job.task == "duplicate" else job.id) for job in jobs]
 
 
 class Bench:
@@ -50,7 +50,7 @@ class Bench:
 
 
 def ready(task: str = "t", payload: str = "null") -> Ready:
-    return Job(task), payload, "default"
+    return Ready(task, payload, "default")
 
 
 async def test_one_turn_is_one_batch() -> None:

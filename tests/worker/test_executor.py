@@ -15,8 +15,9 @@ import msgspec
 import pytest
 
 from backstage.errors import SoftTimeout, TaskError
-from backstage.job import Backoff, Delivery, Job, Next
+from backstage.job import Backoff, Delivery, Next
 from backstage.outcome import Again, Dead, Discard, Done, Outcome, Released, Retry
+from backstage.ready import Ready
 from backstage.serializer import JsonSerializer
 from backstage.task import Middleware, Run, TaskRegistry
 from backstage.worker.executor import Executor, Policy, successors
@@ -50,9 +51,9 @@ class Bench:
         self.limits, self.threads = Limits(self.expired.append), Threads(4)
         serializer = JsonSerializer()
 
-        def ready(successor: Next) -> tuple[Job, str, str]:
-            job = successor.job()
-            return job, serializer.encode(job.payload).decode(), job.queue or job.route or "default"
+        def ready(successor: Next) -> Ready:
+            payload = serializer.encode(successor.payload).decode()
+            return Ready(successor.task, payload, successor.queue or successor.route or "default")
 
         self.executor = Executor(
             tasks.get,

@@ -20,6 +20,7 @@ from backstage.job import Delivery, Job
 from backstage.keys import Keys
 from backstage.outcome import Again, Dead, Done, Outcome, Released
 from backstage.queue import Queue
+from backstage.ready import Ready
 from backstage.stream import Stream
 from support.server import Server
 from support.waiting import wait_until
@@ -132,7 +133,7 @@ async def test_a_batch_of_everything_answers_each(stream: Stream, db: SyncRedis,
     jobs = [
         Job("a"), Job("a", queue="bad"), Job("b", dedupe="k"), Job("b", dedupe="k"), Job("b", delay=9_000), Job("b")
     ]  # fmt: skip
-    ready = [(job, "1", job.queue or "default") for job in jobs]
+    ready = [Ready.of(job, "1", job.queue or "default") for job in jobs]
     verdicts = await stream.send(ready, "call", 5_000)
     assert [verdicts[i] for i in (0, 2, 4, 5)] == [jobs[i].id for i in (0, 2, 4, 5)]
     assert verdicts[3] is None
@@ -546,7 +547,7 @@ class TestLeases:
         taking = asyncio.create_task(stream.take(2, block=5_000))
         await asyncio.sleep(0)  # it has begun
         stream.stood_still()
-        await stream.send([(Job("t"), str(n), "default") for n in range(2)], "call", 1_000)
+        await stream.send([Ready("t", str(n), "default") for n in range(2)], "call", 1_000)
         assert await taking == []
         (stolen,) = await other.reclaim(1, idle=0)
         (ours,) = await stream.take(2)

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from backstage.job import Delivery, Job
 from backstage.outcome import Again, Dead, Done, Outcome, Released
+from backstage.ready import Ready
 from backstage.stream import Stream
 
 GROUP = "backstage-workers"
@@ -46,7 +47,7 @@ async def made_again(stream: Stream, redis: Redis) -> tuple[Delivery, Delivery]:
 @pytest.mark.parametrize("outcome", [Again(1), Dead("error"), Released()], ids=lambda outcome: type(outcome).__name__)
 async def test_an_old_run_does_not_undo_a_new_one(stream: Stream, redis: Redis, how: How, outcome: Outcome) -> None:
     """The end of the first run, told twice or late, changes nothing; the second run is held, and its end counts."""
-    await stream.send([(Job("t"), "1", "default")], "call", 1_000)
+    await stream.send([Ready("t", "1", "default")], "call", 1_000)
     first, again = await how(stream, redis)
     assert (first.entry_id, first.times) == (again.entry_id, again.times)
     assert await stream.finish([(first, outcome)]) == [False]
@@ -57,7 +58,7 @@ async def test_an_old_run_does_not_undo_a_new_one(stream: Stream, redis: Redis, 
 
 async def test_a_success_counts_whichever_run_had_it(stream: Stream, redis: Redis) -> None:
     """The work is done; the second run changes nothing more."""
-    await stream.send([(Job("t"), "1", "default")], "call", 1_000)
+    await stream.send([Ready("t", "1", "default")], "call", 1_000)
     first, again = await given_back(stream, redis)
     assert await stream.finish([(first, Done((Job("next", queue="default"),)))]) == [True]
     assert await stream.finish([(again, Dead("error"))]) == [False]

@@ -19,11 +19,11 @@ from typing import Any
 import msgspec
 
 from backstage import retry, wire
-from backstage.blobs import Ready
 from backstage.errors import ConfigError, HardTimeout, MalformedJob, SoftTimeout, TaskError
 from backstage.job import Backoff, Delivery, Job, Next
 from backstage.logs import job_fields
 from backstage.outcome import DONE, RELEASED, Again, Dead, Discard, Done, Outcome, Reason, Retry
+from backstage.ready import Ready
 from backstage.serializer import Serializer, without_values
 from backstage.task import AnyTask, Middleware, Producer, Run
 from backstage.worker.limits import Interruptible, Limits
@@ -217,8 +217,8 @@ class Executor:
         """What the handler returned, as what comes next. Raises what makes the run a failed one."""
         jobs = []
         for successor in successors(result):
-            job, payload, queue = self._ready(successor)
-            job._payload, job._queue = msgspec.Raw(payload.encode()), queue
+            ready, job = self._ready(successor), successor.job()
+            job._payload, job._queue = msgspec.Raw(ready.payload.encode()), ready.queue
             jobs.append(job)
         return Done(tuple(jobs)) if jobs else DONE
 

@@ -12,10 +12,11 @@ import redis
 
 from backstage import wire
 from backstage.errors import MalformedJob
-from backstage.job import Backoff, Delivery, Job
+from backstage.job import Backoff, Delivery, Job, Options
 from backstage.keys import Keys
 from backstage.outcome import Again, Dead
 from backstage.queue import RESERVED
+from backstage.ready import Ready
 from backstage.scripts import load, pack
 from support.server import Server
 
@@ -158,32 +159,32 @@ PAYLOAD = '{"n":9007199254740993,"s":"ü\\u0000"}'
 class TestWritten:
     def test_options_have_the_names_and_formats_of_the_others(self) -> None:
         """Flat text: whole numbers, the backoff as JSON with camelCase; only what the caller gave."""
-        assert wire.options(FULL) == [
+        assert wire.option_fields(FULL._options or Options()) == [
             "attempts", "3",
             "backoff", '{"type":"exponential","delay":1000,"maxDelay":30000,"jitter":0.25}',
             "timeout", "5000",
         ]  # fmt: skip
-        assert wire.options(Job("t", backoff={"type": "fixed", "delay": 500})) == [
+        assert wire.option_fields(Options(backoff=Backoff("fixed", 500))) == [
             "backoff", '{"type":"fixed","delay":500}',
         ]  # fmt: skip
-        assert wire.options(BARE) == []
+        assert wire.option_fields(BARE._options or Options()) == []
 
     def test_a_member_has_the_shape_of_the_typescript_samples(self) -> None:
         """The same keys with values of the same JSON types, and our jobId."""
         (sample,) = [json.loads(m) for m, _ in TYPESCRIPT["zsets"]["backstage:scheduled"] if "reminder.full" in m]
-        ours = json.loads(wire.member(FULL, PAYLOAD, "backstage:low", "low"))
+        ours = json.loads(wire.member(Ready.of(FULL, PAYLOAD, "low"), "backstage:low"))
         assert ours.pop("jobId") == "0193a"
         assert {k: type(v) for k, v in ours.items()} == {k: type(v) for k, v in sample.items()}
         assert list(ours) == list(sample)
         assert (ours["streamKey"], ours["priority"], ours["payload"]) == ("backstage:low", "low", PAYLOAD)
         assert len(str(ours["enqueuedAt"])) == 13
-        bare = json.loads(wire.member(BARE, PAYLOAD, "backstage:low", "low"))
+        bare = json.loads(wire.member(Ready.of(BARE, PAYLOAD, "low"), "backstage:low"))
         assert set(bare) == {"taskName", "payload", "enqueuedAt", "streamKey", "priority", "jobId"}
 
     @pytest.mark.parametrize("job", [FULL, BARE], ids=["full", "bare"])
     def test_the_typescript_promoter_moves_a_job_that_we_understand(self, job: Job) -> None:
         """It copies six names as text to `streamKey`; the id is dropped, all else is the same."""
-        member = json.loads(wire.member(job, PAYLOAD, "backstage:emails", "emails"))
+        member = json.loads(wire.member(Ready.of(job, PAYLOAD, "emails"), "backstage:emails"))
         assert member["streamKey"] == "backstage:emails"
         names = ("taskName", "payload", "enqueuedAt", "attempts", "backoff", "timeout")
         found = delivery({name: str(member[name]) for name in names if name in member}, "emails")
@@ -193,7 +194,7 @@ class TestWritten:
     @pytest.mark.parametrize("job", [FULL, BARE], ids=["full", "bare"])
     def test_the_go_promoter_moves_a_job_that_we_understand(self, job: Job) -> None:
         """It goes by `priority` alone, which names the queue, and copies three names."""
-        member = json.loads(wire.member(job, PAYLOAD, "backstage:emails", "emails"))
+        member = json.loads(wire.member(Ready.of(job, PAYLOAD, "emails"), "backstage:emails"))
         assert f"backstage:{member['priority']}" == member["streamKey"]
         found = delivery({name: str(member[name]) for name in ("taskName", "payload", "enqueuedAt")}, "emails")
         assert (read(found).task, read(found).payload) == ("reminder", json.loads(PAYLOAD))
@@ -201,7 +202,7 @@ class TestWritten:
 
     def test_our_own_promoter_moves_the_same_job(self, promoted: Any, prefix: str) -> None:
         """Id, options and payload text arrive as they were."""
-        (found,) = promoted(wire.member(FULL, PAYLOAD, f"{prefix}:low", "low"))["low"]
+        (found,) = promoted(wire.member(Ready.of(FULL, PAYLOAD, "low"), f"{prefix}:low"))["low"]
         assert wire.payload_of(wire.fields_of(found.fields)) == PAYLOAD.encode()
         assert (read(found).id, read(found).task) == ("0193a", "reminder")
         assert options(read(found)) == {**options(FULL), "payload": json.loads(PAYLOAD)}
