@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from backstage import Done, Stream, stream
-from backstage.blobs import Ready
 from backstage.job import Delivery
 from backstage.outcome import Outcome
+from backstage.ready import Ready, give_ids
 from backstage.scripts import Script, load
 from backstage.worker import lease
 from backstage.worker.lease import Lease
@@ -70,9 +70,11 @@ def dedupe_outside() -> None:
     """A dedupe key is taken by one call and its job added by another. It dies between the two."""
 
     async def sent(self: Stream, jobs: Sequence[Ready], call: str, marker_ttl: int) -> list[Any]:
-        for job, _, _ in jobs:
-            if job.dedupe is not None:
-                await self._sends.call("SET", self.keys.dedupe(job.dedupe.key), job.id, "NX", "PX", job.dedupe.ttl_ms)
+        give_ids(jobs)
+        for job in jobs:
+            dedupe = job.options.dedupe if job.options else None
+            if dedupe is not None:
+                await self._sends.call("SET", self.keys.dedupe(dedupe.key), job.id, "NX", "PX", dedupe.ttl_ms)
         die()
 
     Stream.send = sent  # type: ignore[method-assign]
