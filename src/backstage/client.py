@@ -24,8 +24,8 @@ from backstage.job import (
     Options,
     Request,
     ScheduleOptions,
-    asked,
     name_of,
+    queue_and_options,
 )
 from backstage.link import Link
 from backstage.ready import Ready
@@ -108,7 +108,7 @@ class Client:
         RedisUnavailable after `connect_timeout`: the job may have arrived all the same.
         """
         name, route = name_of(task)
-        queue, rest = asked(**options) if options else (None, None)
+        queue, rest = queue_and_options(**options) if options else (None, None)
         ready = self._checked(name, payload, queue or route, rest)
         link = self._link
         if link is None or not link.usable:

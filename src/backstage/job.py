@@ -209,7 +209,7 @@ def name_of(task: str | Named) -> tuple[str, str | None]:
     raise ConfigError(f"task: must be a task's name or a Task (what `@worker.on` returns), not of type {shown}")
 
 
-def asked(
+def queue_and_options(
     *,
     priority: str | None = None,
     queue: str | Queue | None = None,
@@ -241,7 +241,7 @@ class Request:
     def __init__(self, task: str | Named, payload: object, options: EnqueueOptions) -> None:
         self._task, self.route = name_of(task)
         self._payload = payload
-        self._queue, self._options = asked(**options) if options else (None, None)
+        self._queue, self._options = queue_and_options(**options) if options else (None, None)
 
     @property
     def task(self) -> str:

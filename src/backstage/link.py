@@ -153,10 +153,11 @@ async def _send_all(
     sending: deque[asyncio.Task[list[Verdict]]] = deque()
     try:
         for cut in cuts(payloads, most):
-            fix_ids(jobs[cut])
+            part = jobs[cut]
+            fix_ids(part)
             ready = [
                 Ready.of(job, payload, job._queue or job.route or routes[job._task])
-                for job, payload in zip(jobs[cut], payloads[cut], strict=True)
+                for job, payload in zip(part, payloads[cut], strict=True)
             ]
             sending.append(asyncio.create_task(outbox.deliver(ready)))
             await asyncio.sleep(0)  # it leaves now, not after the next one is encoded

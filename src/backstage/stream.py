@@ -25,7 +25,7 @@ from backstage.clock import Clock
 from backstage.durations import Duration, to_ms
 from backstage.errors import BackstageError, ConfigError, RedisRefused, quoted
 from backstage.findings import facts_of
-from backstage.job import Delivery, EnqueueOptions, Job, Named, asked, name_of
+from backstage.job import Delivery, EnqueueOptions, Job, Named
 from backstage.keys import Keys
 from backstage.lane import Lane, NoGroup, dialer, translate
 from backstage.outcome import Done, Outcome
@@ -157,9 +157,9 @@ class Stream:
 
     async def enqueue(self, task: str | Named, payload: object = None, **options: Unpack[EnqueueOptions]) -> str | None:
         """One job; its id, or None where its dedupe key is taken."""
-        name, route = name_of(task)
-        queue, rest = asked(**options)
-        ready = Ready(name, self._serializer.encode(payload).decode(), queue or route or "default", rest)
+        job = Job(task, payload, **options)
+        text = self._serializer.encode(payload).decode()
+        ready = Ready.of(job, text, job.queue or job.route or "default")
         (verdict,) = await self.send([ready], secrets.token_hex(8), 15_000)
         if isinstance(verdict, BackstageError):
             raise verdict
