@@ -196,7 +196,7 @@ async def enqueued(url: str) -> list[Step]:
         return [
             ("`Job(…)`", best(lambda: [Job("noop", PAYLOAD) for _ in range(N)])),
             ("payloads become JSON", best(lambda: encode_all(serializer, payloads))),
-            ("ids, and the blob", best(blob)),
+            ("what is sent, ids, and the blob", best(blob)),
             ("gather of 1,000 coroutines that wait for a future each", await best_awaited(
                 lambda: asyncio.gather(*[call("noop", PAYLOAD) for _ in range(1000)]), 1000)),
             ("gather of 1,000 `client.enqueue(…)`", await best_awaited(
