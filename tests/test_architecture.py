@@ -43,6 +43,7 @@ CATCHES_ALL = frozenset(
         "backstage.errors",  # the repr of a wrong value may raise anything
         "backstage.scheduler",  # the timetable outlives failures as every() does, on a floor below it
         "backstage.broadcast",  # a handler may raise anything
+        "backstage.client",  # hands on to whoever awaits the enqueue
         "backstage.worker.limits",  # hands on whatever the handler's await raised
     }
 )

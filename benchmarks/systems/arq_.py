@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,8 +17,8 @@ class Sender:
     def __init__(self, pool: ArqRedis) -> None:
         self._pool = pool
 
-    async def one(self, payload: Payload) -> object:
-        return await self._pool.enqueue_job(TASK, payload)
+    def one(self, payload: Payload) -> Awaitable[object]:
+        return self._pool.enqueue_job(TASK, payload)
 
 
 class Arq:

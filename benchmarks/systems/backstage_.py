@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 
 from contract import TASK, URL, Meter, Payload, main
@@ -19,8 +19,8 @@ class Sender:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def one(self, payload: Payload) -> object:
-        return await self._client.enqueue(TASK, payload)
+    def one(self, payload: Payload) -> Awaitable[object]:
+        return self._client.enqueue(TASK, payload)
 
     async def bulk(self, payloads: Sequence[Payload]) -> object:
         return await self._client.enqueue_many([Job(TASK, each) for each in payloads])

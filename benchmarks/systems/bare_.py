@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
@@ -38,8 +38,8 @@ class Sender:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def one(self, payload: Payload) -> object:
-        return await self._redis.xadd(STREAM, fields(payload))
+    def one(self, payload: Payload) -> Awaitable[object]:
+        return self._redis.xadd(STREAM, fields(payload))
 
     async def bulk(self, payloads: Sequence[Payload]) -> object:
         for at in range(0, len(payloads), BATCH):

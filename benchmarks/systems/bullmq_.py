@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,8 +17,8 @@ class Sender:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
 
-    async def one(self, payload: Payload) -> object:
-        return await self._queue.add(TASK, payload, OPTIONS)
+    def one(self, payload: Payload) -> Awaitable[object]:
+        return self._queue.add(TASK, payload, OPTIONS)
 
     async def bulk(self, payloads: Sequence[Payload]) -> object:
         return await self._queue.addBulk([{"name": TASK, "data": each, "opts": OPTIONS} for each in payloads])

@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,7 +42,10 @@ PACE = 0.020
 class Producer(Protocol):
     """An open connection of one system. A synchronous system blocks in both, which is how its users call it."""
 
-    async def one(self, payload: Payload) -> object: ...
+    def one(self, payload: Payload) -> Awaitable[object]:
+        """What the system's own call returns, with nothing around it."""
+        ...
+
     async def bulk(self, payloads: Sequence[Payload]) -> object: ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -14,8 +14,8 @@ class Sender:
     def __init__(self, docket: Docket) -> None:
         self._docket = docket
 
-    async def one(self, payload: Payload) -> object:
-        return await self._docket.add(TASK)(payload)
+    def one(self, payload: Payload) -> Awaitable[object]:
+        return self._docket.add(TASK)(payload)
 
     async def bulk(self, payloads: Sequence[Payload]) -> object:
         return await self._docket.add_many([self._docket.call(TASK)(each) for each in payloads])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,8 +14,8 @@ class Sender:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
 
-    async def one(self, payload: Payload) -> object:
-        return await self._queue.enqueue(TASK, ttl=-1, payload=payload)
+    def one(self, payload: Payload) -> Awaitable[object]:
+        return self._queue.enqueue(TASK, ttl=-1, payload=payload)
 
 
 class Saq:

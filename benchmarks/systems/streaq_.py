@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,8 +14,8 @@ class Sender:
     def __init__(self, worker: Worker[Any], task: Any) -> None:
         self._worker, self._task = worker, task
 
-    async def one(self, payload: Payload) -> object:
-        return await self._task.enqueue(payload)
+    def one(self, payload: Payload) -> Awaitable[object]:
+        return self._task.enqueue(payload)
 
     async def bulk(self, payloads: Sequence[Payload]) -> object:
         return await self._worker.enqueue_many([self._task.enqueue(each) for each in payloads])

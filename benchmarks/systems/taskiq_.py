@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 
 from contract import TASK, URL, Meter, Payload, main, run
@@ -15,8 +15,8 @@ class Sender:
     def __init__(self, task: AsyncTaskiqDecoratedTask[..., None]) -> None:
         self._task = task
 
-    async def one(self, payload: Payload) -> object:
-        return await self._task.kiq(payload)
+    def one(self, payload: Payload) -> Awaitable[object]:
+        return self._task.kiq(payload)
 
 
 class Taskiq:

@@ -55,7 +55,7 @@ def enqueue(keys: Keys, jobs: Sequence[Ready], call: str, marker_ttl: int) -> tu
             task, queue, flat = job.task, job.queue, []
             runs.append((streams[queue], task, flat))
         flat += (job.payload, job.id)
-    return number.keys, pack((marker_ttl, len(streams), runs, keys.control))
+    return number.keys, pack((marker_ttl, runs, keys.control))
 
 
 def verdicts(jobs: Sequence[Ready], refused: Sequence[Any]) -> list[str | BackstageError | None]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Self, Unpack, overload
+from typing import Any, Never, Self, Unpack, overload
 
 from redis.asyncio import Redis
 
@@ -14,6 +14,7 @@ from backstage.config import RedisConfig, RedisOptions
 from backstage.connection import Connector
 from backstage.durability import check_durability
 from backstage.durations import Duration, until
+from backstage.eager import awaited
 from backstage.errors import BackstageError, ConfigError, PayloadTooLarge
 from backstage.job import (
     AnyDedupe,
@@ -93,29 +94,33 @@ class Client:
     async def enqueue(
         self, task: str, payload: object = None, *, dedupe: AnyDedupe, **options: Unpack[CallOptions]
     ) -> str | None: ...
-    async def enqueue(
+    @awaited
+    def enqueue(
         self,
         task: str | AnyTask,
         payload: object = None,
         *,
         durability: Durability | None = None,
         **options: Unpack[EnqueueOptions],
-    ) -> str | None:
+    ) -> Coroutine[Any, Any, str | None]:
         """Ask for a job. Returns its id; None where its dedupe key is taken. When it returns, the server has the job:
         in its memory, or as `durability` asks for it, "fsync" on its disk, "replica" on a replica too.
 
         Raises NotSerializable, PayloadTooLarge, InvalidName or ConfigError before anything is sent, and
         RedisUnavailable after `connect_timeout`: the job may have arrived all the same.
         """
-        name, route = name_of(task)
-        queue, rest = queue_and_options(**options) if options else (None, None)
-        ready = self._checked(name, payload, queue or route, rest)
+        try:
+            name = name_of(task)
+            route = None if isinstance(task, str) else task.queue
+            queue, rest = queue_and_options(**options) if options else (None, None)
+            ready = self._checked(name, payload, queue or route, rest)
+            how = None if durability is None else check_durability(durability)
+        except Exception as exc:  # told where the call is awaited, as all else is
+            return _refused(exc)
         link = self._link
         if link is None or not link.usable:
-            link = await self._linked()
-        if durability is None:
-            return await link.outbox.put(ready)
-        return await link.outbox_for(check_durability(durability)).put(ready)
+            return self._put(ready, how or "memory")
+        return (link.outbox if how is None else link.outbox_for(how)).put(ready)
 
     async def enqueue_many(self, jobs: Iterable[Job], *, durability: Durability | None = None) -> list[str | None]:
         """Ask for many jobs; their ids in the order given, None for duplicates.
@@ -142,7 +147,7 @@ class Client:
         how = check_durability(options.pop("durability", None))
         given: Any = options
         ready = self._ready(Job(task, payload, delay=until(when, "when"), **given))
-        return await (await self._linked()).outbox_for(how).put(ready)
+        return await self._put(ready, how)
 
     def configure(self, **options: Unpack[RedisOptions]) -> None:
         """Change settings before the first connection (the command line's `--url`, tests). ConfigError after it."""
@@ -179,6 +184,9 @@ class Client:
         if self._link is None or not self._link.usable:
             await self._connector.mend()
         return self._open()
+
+    async def _put(self, ready: Ready, durability: Durability) -> str | None:
+        return await (await self._linked()).outbox_for(durability).put(ready)
 
     def _ready(self, request: Request) -> Ready:
         """A Job or Next as it will be sent, without its id."""
@@ -220,3 +228,7 @@ class Client:
                 self._inherited.append(self._link)
             self._link = Link(self._config, self._connector)
         return self._link
+
+
+async def _refused(error: Exception) -> Never:
+    raise error

@@ -23,7 +23,7 @@ from backstage.errors import RedisRefused
 from backstage.findings import Finding
 from backstage.inspector import Source
 from backstage.keys import Keys
-from backstage.lane import Argument, Lane, Refusal
+from backstage.lane import Command, Lane, Refusal
 from backstage.report import QueueInfo, QueuesInfo, WorkerInfo
 from backstage.scripts import load
 from backstage.survey import Survey
@@ -189,7 +189,7 @@ class Examination:
         key, dead = self._keys.stream(queue.name), self._keys.dead_letter(queue.name)
         lease = max((_lease(worker) for worker in workers), default=30_000)
         stuck = max(STUCK, 4 * lease)
-        calls: list[tuple[Argument, ...]] = [
+        calls: list[Command] = [
             ("XINFO", "GROUPS", key),
             ("XINFO", "CONSUMERS", key, self._group),
             ("XPENDING", key, self._group, "IDLE", stuck, "-", "+", COUNTED),

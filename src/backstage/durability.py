@@ -17,7 +17,7 @@ from backstage import blobs
 from backstage.errors import BackstageError, ConfigError, RedisUnavailable, quoted
 from backstage.job import Durability
 from backstage.keys import Keys
-from backstage.lane import Argument, Lane, dialer, translate
+from backstage.lane import Command, Lane, dialer, translate
 from backstage.ready import Ready
 from backstage.scripts import load
 
@@ -29,7 +29,7 @@ TOGETHER = 10_000
 STEP = 500
 """Jobs in one call of the script."""
 
-_ASK: dict[str, tuple[Argument, ...]] = {"fsync": ("WAITAOF", 1, 0), "replica": ("WAIT", 1)}
+_ASK: dict[str, Command] = {"fsync": ("WAITAOF", 1, 0), "replica": ("WAIT", 1)}
 _MISSING = {
     "fsync": "the server has not confirmed yet that they are on disk",
     "replica": "no replica has confirmed them yet",
@@ -77,7 +77,7 @@ class Safe:
         """Which connection it is; a new one is asked whether its server can tell at all."""
         await self._lane.greet()
         if self._probed != self._lane.connects and self._durability == "fsync":
-            probe: Sequence[Argument] = (*_ASK["fsync"], 1)
+            probe: Command = (*_ASK["fsync"], 1)
             said, info, setting = await self._lane.many((probe, ("INFO", "server"), ("CONFIG", "GET", "appendfsync")))
             if isinstance(said, redis.exceptions.ResponseError):
                 raise _cannot(said)

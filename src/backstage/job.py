@@ -199,12 +199,12 @@ class History(msgspec.Struct, frozen=True):
 NO_OPTIONS, _NEW = Options(), History()
 
 
-def name_of(task: str | Named) -> tuple[str, str | None]:
-    """A task's name; and its own queue, where it is given as a Task."""
+def name_of(task: str | Named) -> str:
+    """A task's name, given as itself or as the Task."""
     if isinstance(task, str):
-        return check_name(task, "task"), None
+        return check_name(task, "task")
     if isinstance(getattr(task, "name", None), str):
-        return task.name, task.queue
+        return task.name
     shown = type(task).__name__  # itself could be a payload
     raise ConfigError(f"task: must be a task's name or a Task (what `@worker.on` returns), not of type {shown}")
 
@@ -238,9 +238,9 @@ class Request:
     route: str | None
     """The task's own queue, where the task was given as a Task: for jobs that name no queue themselves."""
 
-    def __init__(self, task: str | Named, payload: object, options: EnqueueOptions) -> None:
-        self._task, self.route = name_of(task)
-        self._payload = payload
+    def __init__(self, task: str | Named, payload: object = None, **options: Unpack[EnqueueOptions]) -> None:
+        self._task, self._payload = name_of(task), payload
+        self.route = None if isinstance(task, str) else task.queue
         self._queue, self._options = queue_and_options(**options) if options else (None, None)
 
     @property
@@ -298,7 +298,10 @@ class Job(Request):
     def __init__(
         self, task: str | Named, payload: object = None, *, id: str | None = None, **options: Unpack[EnqueueOptions]
     ) -> None:
-        super().__init__(task, payload, options)
+        # As Request does, without a call more: jobs are made by the hundred thousand.
+        self._task, self._payload = name_of(task), payload
+        self.route = None if isinstance(task, str) else task.queue
+        self._queue, self._options = queue_and_options(**options) if options else (None, None)
         self._id = None if id is None else check_name(id, "job")
         self._history = _NEW
 
@@ -351,9 +354,6 @@ class Next(Request):
     """What comes next, returned by a handler: enqueued together with the finish, so exactly when the parent is done."""
 
     __slots__ = ()
-
-    def __init__(self, task: str | Named, payload: object = None, **options: Unpack[EnqueueOptions]) -> None:
-        super().__init__(task, payload, options)
 
     def job(self) -> Job:
         """A job of its own for one finish: a Next may be returned many times."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import hiredis
 import redis.asyncio
 import redis.backoff
 import redis.connection
@@ -25,6 +26,7 @@ from backstage.nodes import SyncNodeConnection, SyncNodeSSLConnection
 from backstage.scripts import Script
 
 Argument: TypeAlias = str | bytes | int
+Command: TypeAlias = tuple[Argument, ...]
 SyncConnection: TypeAlias = _SyncConnection
 Refusal: TypeAlias = redis.exceptions.ResponseError
 """A server's refusal of one command, as it stands in a list of replies."""
@@ -38,6 +40,8 @@ AWAY = frozenset(
 
 ELSEWHERE = frozenset({"READONLY", "NOREPLICAS", "MASTERDOWN", "UNBLOCKED", "MOVED", "ASK", "CLUSTERDOWN"})
 """Those of a server that is not, or no longer, the right one: the next call looks for it anew."""
+
+_pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]  # it says tuples of one
 
 _ADDRESS = frozenset(
     {"host", "port", "path", "db", "username", "password", "credential_provider", "client_name",
@@ -164,7 +168,7 @@ class Lane:
         return reply
 
     async def many(
-        self, commands: Sequence[Sequence[Argument]], *, timeout: float | None = None, server: str | None = None
+        self, commands: Sequence[Command], *, timeout: float | None = None, server: str | None = None
     ) -> list[Any]:
         """Several commands in one write; a refusal stands in the list as its ResponseError.
 
@@ -208,10 +212,10 @@ class Lane:
         if conn is not None:
             await conn.disconnect(nowait=True)
 
-    async def _exchange(self, conn: AbstractConnection, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+    async def _exchange(self, conn: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
         if not commands:
             return []
-        packed = conn.pack_command(*commands[0]) if len(commands) == 1 else conn.pack_commands(commands)
+        packed = b"".join(map(_pack, commands))
         before, mine = self._turn, asyncio.get_running_loop().create_future()
         self._turn = mine
         try:

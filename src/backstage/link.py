@@ -19,7 +19,7 @@ from backstage.durability import TOGETHER, Safe
 from backstage.errors import BackstageError, ConfigError, RedisUnavailable
 from backstage.job import Dedupe, Durability, Job, fix_ids
 from backstage.keys import keyspace_of
-from backstage.outbox import MOST, Outbox, cuts
+from backstage.outbox import MOST, Outbox, Pending, cuts
 from backstage.ready import Ready, give_ids
 from backstage.stream import Stream
 
@@ -72,7 +72,7 @@ class Spread:
     def __init__(self, outboxes: Sequence[Outbox]) -> None:
         self._outboxes = tuple(outboxes)
 
-    def put(self, job: Ready) -> asyncio.Future[str | None]:
+    def put(self, job: Ready) -> Pending:
         give_ids((job,))
         dedupe = job.options.dedupe if job.options else None
         return self._outboxes[_home(job.id, dedupe, len(self._outboxes))].put(job)
@@ -89,7 +89,10 @@ class Link:
 
     @property
     def usable(self) -> bool:
-        return self.loop is asyncio.get_running_loop()  # which no forked child inherits
+        try:
+            return self.loop is asyncio.get_running_loop()  # which no forked child inherits
+        except RuntimeError:  # none runs
+            return False
 
     def outbox_for(self, durability: Durability) -> Outbox | Spread:
         """Where single jobs go whose calls wait for this."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from typing import Any, Protocol
 
 from backstage.eager import start
 from backstage.errors import BackstageError, RedisRefused, RedisUnavailable
@@ -29,6 +29,24 @@ class Sender(Protocol):
     async def send(self, jobs: Sequence[Ready], call: str, marker_ttl: int) -> list[str | BackstageError | None]: ...
 
 
+class Pending(asyncio.Future[str | None], Coroutine[Any, Any, str | None]):
+    """The answer to an enqueue: a future, so that `gather` needs no task to wait for it, and a coroutine as well, for
+    `create_task` and task groups take nothing else. Who cancels it only stops waiting: the job may leave all the same.
+    """
+
+    __slots__ = ()
+
+    def send(self, value: None) -> object:
+        return next(iter(self))
+
+    def throw(self, *error: Any) -> object:
+        self.cancel()
+        return super().throw(*error)  # which raises it
+
+    def close(self) -> None:
+        self.cancel()
+
+
 class Outbox:
     """Sends batches of jobs, and repeats a call whose fate is unknown: its id makes the repetition harmless.
 
@@ -49,20 +67,20 @@ class Outbox:
         self._sender, self._budget, self._mend = sender, budget, mend
         self._at_once, self._in_flight, self._promise = at_once, in_flight, promise
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[tuple[Ready, asyncio.Future[str | None]]] = []
+        self._waiting: list[tuple[Ready, Pending]] = []
         self._armed = False
         self._sending: set[asyncio.Task[None]] = set()
 
-    def put(self, job: Ready) -> asyncio.Future[str | None]:
+    def put(self, job: Ready) -> Pending:
         """The job's id, in time; None for a duplicate; or the error."""
-        future: asyncio.Future[str | None] = self._loop.create_future()
-        self._waiting.append((job, future))
+        pending = Pending(loop=self._loop)
+        self._waiting.append((job, pending))
         if not self._armed:
             self._armed = True
             self._loop.call_soon(self._flush)
         elif len(self._waiting) >= self._at_once:
             self._send_off()  # the server works on it while this turn still enqueues
-        return future
+        return pending
 
     async def deliver(self, jobs: Sequence[Ready]) -> list[str | BackstageError | None]:
         """One call's batch (within what `cuts` says), tried again until it is answered or the budget is used up."""
@@ -111,7 +129,7 @@ class Outbox:
         self._sending.discard(task)
         self._send_off()
 
-    async def _send(self, batch: list[tuple[Ready, asyncio.Future[str | None]]]) -> None:
+    async def _send(self, batch: list[tuple[Ready, Pending]]) -> None:
         try:
             verdicts = await self.deliver([job for job, _ in batch])
         except BackstageError as exc:
@@ -119,17 +137,17 @@ class Outbox:
         except asyncio.CancelledError:
             verdicts = [RedisUnavailable("closed while sending; the job may have arrived")] * len(batch)
         except Exception as exc:  # a mistake, ours or a serializer's: nobody may wait for ever because of it
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(exc)
+            for _, pending in batch:
+                if not pending.done():
+                    pending.set_exception(exc)
             return
-        for (_, future), verdict in zip(batch, verdicts, strict=True):
-            if future.done():  # whoever asked has gone away
+        for (_, pending), verdict in zip(batch, verdicts, strict=True):
+            if pending.done():  # whoever asked has gone away
                 continue
             if verdict is None or isinstance(verdict, str):
-                future.set_result(verdict)
+                pending.set_result(verdict)
             else:
-                future.set_exception(type(verdict)(str(verdict)))
+                pending.set_exception(type(verdict)(str(verdict)))
 
 
 def cuts(payloads: Sequence[str], most: int = MOST) -> Iterator[slice]:

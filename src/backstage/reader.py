@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backstage.job import Delivery
-from backstage.lane import Argument, Lane, Refusal, translate
+from backstage.lane import Command, Lane, Refusal, translate
 
 MARGIN = 5.0
 """Seconds that a blocking read may answer late before its connection counts as dead."""
@@ -86,11 +86,10 @@ class Reader:
         self._hot, self._idle = None, not found
         return found
 
-    def _command(self, count: int, keys: list[str], block: int | None = None) -> list[Argument]:
-        command: list[Argument] = ["XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count]
-        if block is not None:
-            command += ("BLOCK", block)
-        return [*command, "STREAMS", *keys, *([">"] * len(keys))]
+    def _command(self, count: int, keys: list[str], block: int | None = None) -> Command:
+        waits = () if block is None else ("BLOCK", block)
+        after = [">"] * len(keys)
+        return ("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *waits, "STREAMS", *keys, *after)
 
     def _deliveries(self, reply: Any) -> list[Delivery]:
         """Entries as deliveries, in the order of the queues: the server answers in the order in which it was asked."""

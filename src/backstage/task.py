@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import (
     TYPE_CHECKING,
@@ -27,6 +27,7 @@ from typing import (
 from weakref import WeakSet
 
 from backstage.durations import LONGEST, Duration
+from backstage.eager import awaited
 from backstage.errors import ConfigError, DuplicateTask, TaskError, TaskNotBound, quoted
 from backstage.handler import Handler, read_handler
 from backstage.job import (
@@ -139,11 +140,12 @@ class Task(Generic[P, E, R]):
     async def enqueue(self, payload: P, /, *, dedupe: None = None, **options: Unpack[CallOptions]) -> str: ...
     @overload
     async def enqueue(self, payload: P, /, *, dedupe: AnyDedupe, **options: Unpack[CallOptions]) -> str | None: ...
-    async def enqueue(self, payload: Any = None, /, **options: Any) -> str | None:
+    @awaited
+    def enqueue(self, payload: Any = None, /, **options: Any) -> Coroutine[Any, Any, str | None]:
         """The job's id; None for a duplicate by `dedupe`. TaskNotBound unless exactly one worker or client has it."""
         producer: Any = self._registry.producer_of(self)  # its overloads tell calls apart that are one call here
-        job_id: str | None = await producer.enqueue(self, payload, **options)
-        return job_id
+        asked: Coroutine[Any, Any, str | None] = producer.enqueue(self, payload, **options)
+        return asked
 
     @overload
     async def schedule(

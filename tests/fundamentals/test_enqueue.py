@@ -8,6 +8,7 @@ import math
 import multiprocessing
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 from redis.asyncio import Redis
@@ -19,6 +20,7 @@ from backstage import (
     Job,
     NotSerializable,
     PayloadTooLarge,
+    RedisRefused,
     RedisUnavailable,
     Run,
     Worker,
@@ -306,6 +308,59 @@ def _enqueue_in_child(client: Client, answer: Any) -> None:
     # The fork copied the thread that ran the parent's loop, but the loop itself doesn't run here.
     asyncio._set_running_loop(None)
     answer.send(asyncio.run(enqueue()))
+
+
+async def test_every_way_to_await(client: Client, redis: Redis, prefix: str) -> None:
+    """A call can be awaited alone or with others, as a task or not, like any coroutine; each time it is one job."""
+    opening = await asyncio.gather(client.enqueue("t"), client.enqueue("t"))  # while the client connects
+    alone = [await client.enqueue("t"), await asyncio.wait_for(client.enqueue("t"), 5)]
+    shielded = await asyncio.shield(client.enqueue("t"))
+    gathered = await asyncio.gather(*[client.enqueue("t") for _ in range(600)])
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(client.enqueue("t")) for _ in range(3)]
+    completed = [await each for each in asyncio.as_completed([client.enqueue("t"), client.enqueue("t")])]
+    ids = [*opening, *alone, shielded, *gathered, *(task.result() for task in tasks), *completed]
+    entries = await redis.xrange(f"{prefix}:default")
+    assert sorted(ids) == sorted(fields["jobId"] for _, fields in entries)
+
+
+async def test_one_mistake_among_many(client: Client) -> None:
+    """It is told where its own call is awaited, and the others are enqueued."""
+    await client.enqueue("t")
+    calls = [client.enqueue("t", 1), client.enqueue("t", object()), client.enqueue("t", delay=-1), client.enqueue("t")]
+    first, *mistakes, last = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(mistake) for mistake in mistakes] == [NotSerializable, ConfigError]
+    assert isinstance(first, str)
+    assert isinstance(last, str)
+
+
+async def test_an_error_reaches_a_task(client: Client, redis: Redis, prefix: str) -> None:
+    """What the server refuses is raised by the task that awaits the call, and by no other."""
+    await redis.set(f"{prefix}:broken", "planted")
+    async with asyncio.TaskGroup() as group:
+        good = group.create_task(client.enqueue("t"))
+        bad = asyncio.create_task(client.enqueue("t", queue="broken"))
+    with pytest.raises(RedisRefused, match="WRONGTYPE the key"):
+        await bad
+    assert await good
+
+
+async def test_a_task_that_is_cancelled_before_it_began(client: Client) -> None:
+    """It ends as cancelled, as every task does."""
+    await client.enqueue("t")
+    task = asyncio.create_task(client.enqueue("t"))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    client.enqueue("t").close()  # nor is a call missed that nobody awaits
+
+
+async def test_mocks_see_coroutine_functions() -> None:
+    """`create_autospec` makes awaitable mocks of what is awaited: tests of an application need no fake of its own."""
+    client = create_autospec(Client, instance=True)
+    client.enqueue.return_value = "id"
+    assert await client.enqueue("t") == "id"
+    client.enqueue.assert_awaited_once_with("t")
 
 
 async def test_cancelled_call(client: Client) -> None:

@@ -19,7 +19,7 @@ def enqueue(
     """The first queue's stream is key 3, its fellows and then the dedupe keys follow."""
     keys = [space.keys.call(id), space.keys.scheduled]
     keys += [space.keys.stream(queue) for queue in queues] + [space.keys.dedupe(key) for key in dedupe]
-    return space.run("enqueue", keys, TTL, len(queues), runs, space.keys.control)
+    return space.run("enqueue", keys, TTL, runs, space.keys.control)
 
 
 def special(

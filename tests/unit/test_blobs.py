@@ -46,9 +46,9 @@ def test_neighbours_of_one_queue_and_task_travel_as_one_run() -> None:
         Job("a", id="1"), Job("a", id="2"), Job("b", id="3"), Job("b", id="4", queue="low"),
         Job("b", id="5", attempts=2), Job("b", id="6", queue="low"),
     ]  # fmt: skip
-    keys, (ttl, streams, runs, control) = enqueue(*((job, f"p{job.id}") for job in jobs))
+    keys, (ttl, runs, control) = enqueue(*((job, f"p{job.id}") for job in jobs))
     assert keys == ["p:calls:c", "p:scheduled", "p:default", "p:low"]
-    assert (ttl, streams, control) == (5_000, 2, "p:control")
+    assert (ttl, control) == (5_000, "p:control")
     assert runs == [
         [3, "a", ["p1", "1", "p2", "2"]],
         [3, "b", ["p3", "3"]],
@@ -60,11 +60,10 @@ def test_neighbours_of_one_queue_and_task_travel_as_one_run() -> None:
 
 def test_dedupe_keys_stand_behind_the_streams() -> None:
     """Each key once, however many jobs name it."""
-    keys, (_, streams, runs, _) = enqueue(
+    keys, (_, runs, _) = enqueue(
         (Job("a", dedupe="k"), "1"), (Job("a", queue="low", dedupe={"key": "k", "ttl": 7}, delay=9), "2")
     )
     assert keys[2:] == ["p:default", "p:low", "p:dedupe:k"]
-    assert streams == 2
     assert (runs[0][6:], runs[1][6:]) == ([5, 3_600_000], [5, 7])
     assert (runs[1][4], msgspec.json.decode(runs[1][5])["streamKey"]) == (9, "p:low")
 
