@@ -42,18 +42,17 @@ def enqueue(keys: Keys, jobs: Sequence[Ready], call: str, marker_ttl: int) -> tu
     number = _Numbers()
     number(keys.call(call))
     number(keys.scheduled)
-    streams = {queue: number(keys.stream(queue)) for queue in {job.queue: None for job in jobs}}
     runs: list[Sequence[Any]] = []
     task = queue = None
     flat: list[str] = []
     for job in jobs:
         if job.options is not None:
-            runs.append(_special(keys, number, streams[job.queue], job))
+            runs.append(_special(keys, number, number(keys.stream(job.queue)), job))
             task = None
             continue
         if task != job.task or queue != job.queue:
             task, queue, flat = job.task, job.queue, []
-            runs.append((streams[queue], task, flat))
+            runs.append((number(keys.stream(queue)), task, flat))
         flat += (job.payload, job.id)
     return number.keys, pack((marker_ttl, runs, keys.control))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Protocol
@@ -66,6 +67,9 @@ class Outbox:
     ) -> None:
         self._sender, self._budget, self._mend = sender, budget, mend
         self._at_once, self._in_flight, self._promise = at_once, in_flight, promise
+        own = secrets.token_hex(12)
+        self._calls = (f"{own}-{n}" for n in itertools.count())
+        """Ids of calls."""
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[Ready, Pending]] = []
         self._armed = False
@@ -84,7 +88,7 @@ class Outbox:
 
     async def deliver(self, jobs: Sequence[Ready]) -> list[str | BackstageError | None]:
         """One call's batch (within what `cuts` says), tried again until it is answered or the budget is used up."""
-        call, ttl = secrets.token_hex(12), self._budget + MARKER_MARGIN
+        call, ttl = next(self._calls), self._budget + MARKER_MARGIN
         deadline, pause, why = self._loop.time() + self._budget / 1000, 0.05, "no answer"
         longest = self._budget / 2000  # half of it: should the connection be a dead one, there is time for another
         while True:
