@@ -26,7 +26,7 @@ def work(pace: Pace, clock: Clock, jobs: int, seconds: float, at_once: int = 1) 
     for n in range(jobs):
         if n % at_once == 0:
             clock.now += seconds
-        pace.ended(seconds)
+        pace.ran(1, seconds)
 
 
 def test_nothing_is_known_yet(clock: Clock) -> None:

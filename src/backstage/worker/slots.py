@@ -182,7 +182,7 @@ class Slots:
             self._abandoned.discard(delivery)
         else:
             self._settle(delivery, outcome)
-        self._pace.ended(perf_counter() - begun)
+        self._pace.ran(1, perf_counter() - begun)
         if self._waiting:
             self._pump_soon()
         else:
@@ -285,34 +285,31 @@ class Pace:
 
     HORIZON = 0.004
     MOST = 1000
+    ENOUGH = 32
+    """Ends from which something can be learned."""
 
     def __init__(self, size: int) -> None:
         self.ahead = 0
         self._size = size
         self._mean: float | None = None
         self._rate = 0.0
-        self._count, self._since = 0, perf_counter()
-
-    def ended(self, seconds: float) -> None:
-        """One job that had to wait for something took so long."""
-        self._learn(seconds, 1)
+        self._jobs, self._seconds, self._since = 0, 0.0, perf_counter()
 
     def ran(self, jobs: int, seconds: float) -> None:
-        """So many jobs, one after another, took so long together."""
-        self._learn(seconds / jobs, jobs)
+        """So many jobs ended, and took so long together."""
+        self._jobs += jobs
+        self._seconds += seconds
+        if self._jobs >= self.ENOUGH:
+            self._learn()
 
     def stalled(self) -> None:
         """All slots are full of jobs that take long."""
         self.ahead, self._mean = 0, max(self._mean or 0.0, 1.0)
 
-    def _learn(self, seconds: float, jobs: int) -> None:
-        mean = self._mean
-        self._mean = seconds if mean is None else mean + (seconds - mean) * min(1.0, jobs / 64)
-        self._count += jobs
-        if self._count < 32:
-            return
-        now = perf_counter()
-        rate = self._count / max(now - self._since, 1e-6)
+    def _learn(self) -> None:
+        jobs, mean, now = self._jobs, self._seconds / self._jobs, perf_counter()
+        rate = jobs / max(now - self._since, 1e-6)
+        self._jobs, self._seconds, self._since = 0, 0.0, now
+        self._mean = mean if self._mean is None else self._mean + (mean - self._mean) * min(1.0, jobs / 64)
         self._rate = rate if not self._rate else self._rate + (rate - self._rate) * 0.25
-        self._count, self._since = 0, now
         self.ahead = int(min(self.MOST, self.HORIZON * self._rate, self._size * self.HORIZON / max(self._mean, 1e-7)))
