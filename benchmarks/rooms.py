@@ -184,12 +184,14 @@ async def enqueued(url: str) -> list[Step]:
             future.set_result("id")
         waiting.clear()
 
-    async def call(task: str, payload: object) -> str:
+    def asked() -> asyncio.Future[str]:
         if not waiting:
             loop.call_soon(answer)
-        future: asyncio.Future[str] = loop.create_future()
-        waiting.append(future)
-        return await future
+        waiting.append(loop.create_future())
+        return waiting[-1]
+
+    async def call() -> str:
+        return await asked()
 
     async with Client(url=url) as client:
         await client.enqueue("noop", PAYLOAD)
@@ -197,8 +199,10 @@ async def enqueued(url: str) -> list[Step]:
             ("`Job(…)`", best(lambda: [Job("noop", PAYLOAD) for _ in range(N)])),
             ("payloads become JSON", best(lambda: encode_all(serializer, payloads))),
             ("what is sent, ids, and the blob", best(blob)),
+            ("gather of 1,000 futures", await best_awaited(
+                lambda: asyncio.gather(*[asked() for _ in range(1000)]), 1000)),
             ("gather of 1,000 coroutines that wait for a future each", await best_awaited(
-                lambda: asyncio.gather(*[call("noop", PAYLOAD) for _ in range(1000)]), 1000)),
+                lambda: asyncio.gather(*[call() for _ in range(1000)]), 1000)),
             ("gather of 1,000 `client.enqueue(…)`", await best_awaited(
                 lambda: asyncio.gather(*[client.enqueue("noop", PAYLOAD) for _ in range(1000)]), 1000)),
         ]  # fmt: skip
