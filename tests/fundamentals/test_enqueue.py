@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import math
 import multiprocessing
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import create_autospec
@@ -23,6 +26,7 @@ from backstage import (
     RedisRefused,
     RedisUnavailable,
     Run,
+    Task,
     Worker,
 )
 from support.waiting import wait_until
@@ -361,6 +365,13 @@ async def test_mocks_see_coroutine_functions() -> None:
     client.enqueue.return_value = "id"
     assert await client.enqueue("t") == "id"
     client.enqueue.assert_awaited_once_with("t")
+
+
+@pytest.mark.parametrize("function", [Client.enqueue, Client().enqueue, Task.enqueue], ids=str)
+def test_frameworks_see_coroutine_functions(function: Callable[..., object]) -> None:
+    """So that one who is given `client.enqueue` to call later awaits it, instead of running it in a thread."""
+    seen = inspect.iscoroutinefunction if sys.version_info >= (3, 12) else asyncio.iscoroutinefunction
+    assert seen(function)
 
 
 async def test_cancelled_call(client: Client) -> None:
