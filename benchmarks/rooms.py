@@ -112,7 +112,7 @@ async def drained() -> list[Step]:
         max_deliveries=5, limits=Limits(lambda delivery: None), threads=Threads(1), why=why, now=lambda: 0,
         ready=worker._ready, client=worker,
     )  # fmt: skip
-    slots = Slots(100, ["default"], executor.execute, settle, lambda: 0)
+    slots = Slots(100, ["default"], executor.execute, settle, lambda: 0, why)
 
     async def run() -> None:
         slots.feed(deliveries)

@@ -33,7 +33,7 @@ class Bench:
         self.unsettled = 0
         self.go_on: dict[Delivery, asyncio.Event] = {}
         self.slots = Slots(
-            size, ["urgent", "default", "low"], execute or self.execute, self.settle, lambda: self.unsettled
+            size, ["urgent", "default", "low"], execute or self.execute, self.settle, lambda: self.unsettled, {}
         )
 
     async def execute(self, delivery: Delivery) -> Outcome:

@@ -41,7 +41,7 @@ LAST_WORDS = 0.25
 class Slots:
     """The jobs in our hands. `execute` turns a delivery into its outcome, `settle` takes the outcome on.
 
-    `unsettled` counts the outcomes that are not durable yet.
+    `unsettled` counts the outcomes that are not durable yet. `why` is where runs that are cancelled leave the reason.
 
     Deliveries beyond the free slots are fetched ahead only while jobs are short: as many as are likely to start within
     a few milliseconds (see Pace). Jobs start in a pump that the loop calls, never where they arrive, so that the next
@@ -55,13 +55,14 @@ class Slots:
         execute: Callable[[Delivery], Coroutine[Any, Any, Outcome]],
         settle: Callable[[Delivery, Outcome], None],
         unsettled: Callable[[], int],
+        why: dict[Delivery, Why],
     ) -> None:
         self.size = size
         self.closed = False
         self.cut = False
         """Some run was cancelled because the grace period was over."""
         self.running: dict[Delivery, asyncio.Task[Any]] = {}
-        self.why: dict[Delivery, Why] = {}
+        self.why = why
         self._execute, self._settle, self._unsettled = execute, settle, unsettled
         self._ready: dict[str, deque[Delivery]] = {queue: deque() for queue in queues}
         self._waiting = 0

@@ -23,7 +23,7 @@ from backstage.task import AnyTask, Registers, TaskOptions, TaskRegistry
 from backstage.worker.executor import Executor, Policy
 from backstage.worker.keyspace import Alone, InTurn, Keyspace, Room, Whose, warn
 from backstage.worker.limits import Limits
-from backstage.worker.slots import Slots
+from backstage.worker.slots import Slots, Why
 from backstage.worker.threads import Threads
 from backstage.worker.upkeep import pulse
 
@@ -127,7 +127,7 @@ class Hall:
         self._threads = Threads(config.concurrency)
         self._limits = Limits(self._expire)
         self._spaces = [self._keyspace(n, space) for n, space in enumerate(link.spaces)]
-        self._slots, self._room = self._shared() if len(self._spaces) > 1 else self._alone(self._spaces[0])
+        self._why: dict[Delivery, Why] = {}
         self._executor = Executor(
             worker._registry.get,
             policies={queue.name: _policy(queue, config) for queue in self._queues},
@@ -136,12 +136,13 @@ class Hall:
             max_deliveries=config.max_deliveries,
             limits=self._limits,
             threads=self._threads,
-            why=self._slots.why,
+            why=self._why,
             now=self.stream.clock.now,
             ready=worker._ready,
             client=worker,
         )
         self._executor.check(worker._registry)
+        self._slots, self._room = self._shared() if len(self._spaces) > 1 else self._alone(self._spaces[0])
         self._timetable = Timetable(worker, config.schedules) if config.schedules else None
 
     @property
@@ -174,7 +175,8 @@ class Hall:
         return slots, InTurn(slots, whose, len(self._spaces))
 
     def _make_slots(self, settle: Callable[[Delivery, Outcome], None], unsettled: Callable[[], int]) -> Slots:
-        return Slots(self._config.concurrency, [queue.name for queue in self._queues], self._execute, settle, unsettled)
+        queues = [queue.name for queue in self._queues]
+        return Slots(self._config.concurrency, queues, self._executor.execute, settle, unsettled, self._why)
 
     async def serve(self, life: Life) -> None:
         """From the first connection to the last: leases and upkeep outlive the jobs they hold."""
@@ -260,9 +262,6 @@ class Hall:
         self._slots.hurry()
 
     # ---- between the parts -------------------------------------------------------------------------------------------
-
-    def _execute(self, delivery: Delivery) -> Any:
-        return self._executor.execute(delivery)
 
     def _current(self) -> Delivery | None:
         return self._slots.current()
