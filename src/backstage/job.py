@@ -218,8 +218,12 @@ def queue_and_options(
     attempts: int | None = None,
     backoff: AnyBackoff | None = None,
     timeout: Duration | None = None,
+    **unknown: object,
 ) -> tuple[str | None, Options | None]:
     """What the options of an enqueue ask for: the queue, and the rest; None for what they don't ask for."""
+    if unknown:
+        known = ", ".join(EnqueueOptions.__annotations__)
+        raise TypeError(f"unknown option {quoted(next(iter(unknown)))}; known are {known}")
     options = Options(
         None if delay is None else to_ms(delay, "delay"),
         None if dedupe is None else to_dedupe(dedupe),

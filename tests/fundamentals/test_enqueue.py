@@ -196,7 +196,7 @@ async def test_concurrent_calls_travel_together(client: Client, redis: Redis, pr
         ({"dedupe": "\ud800"}, ConfigError, "1 to 512 bytes of UTF-8"),
         ({"dedupe": {"key": "k", "ttl": 0}}, ConfigError, "at least 1 ms"),
         ({"dedupe": {"ttl": 5}}, ConfigError, "key"),
-        ({"retries": 3}, TypeError, "retries"),
+        ({"retries": 3}, TypeError, "unknown option 'retries'; known are priority, queue, delay"),
     ],
     ids=str,
 )
