@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Coroutine, Iterable, Sequence
 from datetime import datetime
-from typing import Any, Never, Self, Unpack, overload
+from typing import Any, Self, Unpack, overload
 
 from redis.asyncio import Redis
 
@@ -14,7 +14,7 @@ from backstage.config import RedisConfig, RedisOptions
 from backstage.connection import Connector
 from backstage.durability import check_durability
 from backstage.durations import Duration, until
-from backstage.eager import awaited
+from backstage.eager import awaited, failing
 from backstage.errors import BackstageError, ConfigError, PayloadTooLarge
 from backstage.job import (
     AnyDedupe,
@@ -116,7 +116,7 @@ class Client:
             ready = self._checked(name, payload, queue or route, rest)
             how = None if durability is None else check_durability(durability)
         except Exception as exc:  # told where the call is awaited, as all else is
-            return _refused(exc)
+            return failing(exc)
         link = self._link
         if link is None or not link.usable:
             return self._put(ready, how or "memory")
@@ -228,7 +228,3 @@ class Client:
                 self._inherited.append(self._link)
             self._link = Link(self._config, self._connector)
         return self._link
-
-
-async def _refused(error: Exception) -> Never:
-    raise error

@@ -1,6 +1,7 @@
-"""What asyncio can do from Python 3.12 on, and what stands for it before.
+"""What asyncio can do from Python 3.12 on, and what stands for it before; plain functions as coroutine functions.
 
-A task that starts at once and never waits costs no trip through the loop.
+A task that starts at once and never waits costs no trip through the loop. A plain function that returns what is awaited
+costs no coroutine.
 """
 
 from __future__ import annotations
@@ -10,12 +11,18 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 EAGER = sys.version_info >= (3, 12)
+
+
+async def failing(error: Exception) -> Never:
+    """What a plain function returns that is awaited, where it can't do what it is for."""
+    raise error
+
 
 if sys.version_info >= (3, 12):
 

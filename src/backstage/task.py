@@ -27,7 +27,7 @@ from typing import (
 from weakref import WeakSet
 
 from backstage.durations import LONGEST, Duration
-from backstage.eager import awaited
+from backstage.eager import awaited, failing
 from backstage.errors import ConfigError, DuplicateTask, TaskError, TaskNotBound, quoted
 from backstage.handler import Handler, read_handler
 from backstage.job import (
@@ -143,7 +143,10 @@ class Task(Generic[P, E, R]):
     @awaited
     def enqueue(self, payload: Any = None, /, **options: Any) -> Coroutine[Any, Any, str | None]:
         """The job's id; None for a duplicate by `dedupe`. TaskNotBound unless exactly one worker or client has it."""
-        producer: Any = self._registry.producer_of(self)  # its overloads tell calls apart that are one call here
+        try:
+            producer: Any = self._registry.producer_of(self)  # its overloads tell calls apart that are one call here
+        except TaskNotBound as exc:  # told where the call is awaited
+            return failing(exc)
         asked: Coroutine[Any, Any, str | None] = producer.enqueue(self, payload, **options)
         return asked
 
