@@ -14,6 +14,7 @@ from backstage.ready import Ready, give_ids
 from backstage.scripts import Script, load
 from backstage.worker import lease
 from backstage.worker.lease import Lease
+from backstage.worker.slots import Slots
 from backstage.worker.sources import Reclaimer
 from backstage.worker.worker import Hall
 from support.killpoints import die
@@ -32,13 +33,19 @@ def no_fence() -> None:
 
 def ack_before_run() -> None:
     """What is taken is acknowledged at once, and then run: at-most-once."""
-    execute = Hall._execute
+    make = Hall._make_slots
 
-    async def acknowledged(self: Hall, delivery: Delivery) -> Outcome:
-        await self.stream.finish([(delivery, Done())])
-        return await execute(self, delivery)  # type: ignore[no-any-return]
+    def acknowledging(self: Hall, *args: Any) -> Slots:
+        execute = self._executor.execute
 
-    Hall._execute = acknowledged  # type: ignore[method-assign,assignment]
+        async def acknowledged(delivery: Delivery) -> Outcome:
+            await self.stream.finish([(delivery, Done())])
+            return await execute(delivery)
+
+        self._executor.execute = acknowledged  # type: ignore[method-assign]
+        return make(self, *args)
+
+    Hall._make_slots = acknowledging  # type: ignore[method-assign]
 
 
 def no_renewal() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from chaos.figures import Enough, Figure, Longest, Most, together
 from chaos.history import Event
 from chaos.snapshot import Snapshot
 from chaos.story import Goals
+from chaos.variants import VARIANTS
 
 GOALS = Goals(lease=1.5, interval=0.4, grace=0.8, concurrency=10)
 LOST = checker.LOST
@@ -325,3 +329,12 @@ def test_figures_add_up() -> None:
     assert [f.details for f in (b, c)] == [["2.000 s: y"], ["5: v"]]
     assert not one[1].ok
     assert not Most("c", [], None, [], 4).ok
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_broken_variant_fits_the_code(variant: str) -> None:
+    """It finds what it breaks. Whether it is caught takes a minute, and is for `make chaos`."""
+    code = f"from chaos.variants import VARIANTS; VARIANTS[{variant!r}]()"
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=True
+    )
