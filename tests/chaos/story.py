@@ -244,10 +244,15 @@ class Story:
         """
         return any(queue == hold.queue and hold.handed <= b and a <= until for a, b, queue in self.destroyed)
 
+    def heard(self, worker: str, order: float) -> float:
+        """When a worker could hear a signal: at once, or when the handler that blocked its loop had ended."""
+        return max([order, *(b for a, b, whom in self.blocked if whom == worker and a <= order <= b)])
+
     def grace_ends(self, worker: str) -> float:
         """When a worker that was told to end may give back what runs: a second signal ends its grace."""
         told = self.told_to_end.get(worker)
-        return min([told[0] + self.goals.grace, *told[1:]]) if told else 1e18
+        orders = [self.heard(worker, order) for order in told or ()]
+        return min([orders[0] + self.goals.grace, *orders[1:]]) if orders else 1e18
 
     def backlog(self, entry: str) -> float:
         """Since when somebody always waited for long, up to the moment at which this entry came into its queue.

@@ -50,7 +50,8 @@ def _after_kill(story: Story, limit: float) -> Times:
 
 
 def _given_back(story: Story) -> Times:
-    """From the signal for what had not started; for what ran from the end of the grace, which a second one brings."""
+    """From the signal, once it could be heard, for what had not started; for what ran from the end of the grace, which
+    a second one brings."""
     found = []
     for hold in story.holds:
         event, told = hold.settled, story.told_to_end.get(hold.worker)
@@ -58,7 +59,7 @@ def _given_back(story: Story) -> Times:
             continue
         if event.at < told[0] or hold.taken > told[0]:
             continue  # given back since all slots were full; or it came with an answer that was on its way
-        begun = told[0] if hold.start is None else story.grace_ends(hold.worker)
+        begun = story.heard(hold.worker, told[0]) if hold.start is None else story.grace_ends(hold.worker)
         after = first_after((o.taken for o in story.by_entry[hold.entry] if o is not hold), hold.taken)
         until = min(after, begun + 1.0)
         if not story.manned(begun, until):

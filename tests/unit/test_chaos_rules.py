@@ -293,6 +293,24 @@ def test_what_is_given_back_counts_where_somebody_was_there_to_take_it(manned: b
     assert (figure.sampled, bool(figure.details)) == (manned, manned)
 
 
+@pytest.mark.parametrize("blocked", [True, False])
+def test_a_blocked_loop_hears_a_signal_when_it_goes_on(blocked: bool) -> None:
+    """What a worker that was told to end had not started counts from then on: half a second here, not almost four."""
+    mine: dict[str, Any] = {"entry": f"low:{WALL + 500}-0", "number": 1}
+    other = at(0.9, "b-1", "take", token="x", id="x", entry=f"low:{WALL + 400}-0", attempt=1, deliveries=1)
+    waits = at(1.0, "a-1", "take", token="t", id="j", attempt=1, deliveries=1, **mine)
+    blocking = [
+        at(1.0, "a-1", "take", token="l", id="l", entry=f"low:{WALL + 700}-0", number=3),
+        at(1.05, "a-1", "start", token="l", number=3, note="blocking"),
+        at(4.5, "a-1", "end", token="l", number=3, note="returned"),
+    ]
+    told = at(1.2, "nemesis", "strike", note="term-worker", target="a-1")
+    given = at(4.52, "a-1", "settled", note="released", verdict=True, span=0.01, **mine)
+    found = figures(other, waits, blocking if blocked else [], told, given, taken(5.0, "c-1"))
+    figure = found["back to work after SIGTERM (what ran: after its grace period)"]
+    assert (figure.sampled, bool(figure.details)) == (True, not blocked)
+
+
 def test_consumers_that_were_left_behind_stay_in_the_record() -> None:
     """Also when the server loses all that it had afterwards."""
     assert Snapshot(consumers=["low:a~1"]).then(Snapshot()).consumers == ["low:a~1"]
