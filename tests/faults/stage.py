@@ -18,7 +18,7 @@ BACK = 2.0
 
 
 class Site:
-    """`runs` and `ended` count by the number that a job carries; `url` may lead through a proxy."""
+    """`runs` and `ended` count by the number that a job carries; `starts` are times; `url` may lead through a proxy."""
 
     def __init__(self, server: Server, url: str = "", *, lease: int = 5_000, connect_timeout: int = 5_000) -> None:
         self.server = server
@@ -33,10 +33,12 @@ class Site:
         self.client = Client(url=self.url, connect_timeout=connect_timeout)
         self.runs: Counter[int] = Counter()
         self.ended: Counter[int] = Counter()
+        self.starts: list[float] = []
 
         @self.worker.on("job")
         async def job(n: int) -> None:
             self.runs[n] += 1
+            self.starts.append(time.monotonic())
             await asyncio.sleep(0.02)
             self.ended[n] += 1
 

@@ -11,44 +11,11 @@ from typing import TypeAlias
 
 import pytest
 from redis.asyncio import Redis
-from scene import INTERVAL
+from stage import BACK, Site
 
-from backstage import Client, Job, RedisUnavailable, Worker
+from backstage import Client, Job, RedisUnavailable
 from support.server import Server
 from support.waiting import wait_until
-
-BACK = 2.0
-"""Seconds within which a worker consumes again."""
-
-
-class Site:
-    """A server of its own with one worker: `jobs` counts the runs of each job."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.worker = Worker(url=server.url, concurrency=10, idle_timeout=5_000, reclaimer_interval=INTERVAL)
-        self.client = Client(url=server.url)
-        self.jobs: Counter[int] = Counter()
-        self.ended: Counter[int] = Counter()
-        self.starts: list[float] = []
-
-        @self.worker.on("job")
-        async def job(n: int) -> None:
-            self.jobs[n] += 1
-            self.starts.append(time.monotonic())
-            await asyncio.sleep(0.02)
-            self.ended[n] += 1
-
-    async def consumes(self) -> None:
-        """A job that is enqueued now starts in time."""
-        asked, n = time.monotonic(), -len(self.jobs) - 1
-        await self.client.enqueue("job", n)
-        await wait_until(lambda: self.jobs[n])
-        assert time.monotonic() - asked < BACK
-        await wait_until(lambda: self.ended[n])
-
-    async def feed(self, many: int) -> None:
-        await self.client.enqueue_many([Job("job", n) for n in range(many)])
 
 
 @pytest.fixture
@@ -77,10 +44,10 @@ async def test_an_idle_worker_consumes_again(fault: str, site: Site) -> None:
     """Whatever is pulled from under its blocked read: a job that is enqueued then runs within two seconds."""
     async with site.worker.running(), Redis.from_url(site.server.url) as redis:
         await site.consumes()
-        await wait_until(lambda: _blocked(redis))
+        await wait_until(lambda: _idle(redis))
         await (CONNECTIONS | DATA)[fault](redis)
         await site.consumes()
-    assert set(site.jobs.values()) == {1}
+    assert set(site.runs.values()) == {1}
 
 
 @pytest.mark.parametrize("fault", CONNECTIONS)
@@ -89,11 +56,11 @@ async def test_a_busy_worker_loses_connections_and_no_job_runs_twice(fault: str,
     async with site.worker.running(), Redis.from_url(site.server.url) as redis:
         await site.feed(1_000)
         for share in (100, 300, 500, 700):
-            await wait_until(lambda share=share: len(site.jobs) >= share)
+            await wait_until(lambda share=share: len(site.runs) >= share)
             await CONNECTIONS[fault](redis)
         await wait_until(lambda: len(site.ended) >= 1_000)
-        await wait_until(lambda: _empty(redis))
-    assert Counter(site.jobs.values()) == {1: 1_000}
+        await site.settled()
+    assert Counter(site.runs.values()) == {1: 1_000}
     assert max(after - before for before, after in pairwise(site.starts)) < BACK
 
 
@@ -102,20 +69,16 @@ async def test_a_busy_worker_whose_data_is_taken_away_consumes_again(fault: str,
     """In the midst of running jobs: what is enqueued then runs within two seconds, and nothing is left pending."""
     async with site.worker.running(), Redis.from_url(site.server.url) as redis:
         await site.feed(50)
-        await wait_until(lambda: len(site.jobs) >= 20)
+        await wait_until(lambda: len(site.runs) >= 20)
         await DATA[fault](redis)
         await site.consumes()
-        await wait_until(lambda: _empty(redis))
+        await site.settled()
     assert fault != "XGROUP DESTROY" or len(site.ended) == 51
 
 
-async def _blocked(redis: Redis) -> bool:
-    return (await redis.info("clients"))["blocked_clients"] > 0
-
-
-async def _empty(redis: Redis) -> bool:
-    length: int = await redis.xlen("backstage:default")
-    return not length
+async def _idle(redis: Redis) -> bool:
+    """What ran is settled too, not only ended, and the worker's read waits."""
+    return not await redis.xlen("backstage:default") and (await redis.info("clients"))["blocked_clients"] > 0
 
 
 async def test_no_job_is_lost_or_run_twice_when_a_server_with_an_append_only_file_is_killed_and_restarted(
@@ -127,17 +90,16 @@ async def test_no_job_is_lost_or_run_twice_when_a_server_with_an_append_only_fil
     site = Site(own_server)
     async with site.client, site.worker.running():
         await site.feed(400)
-        await wait_until(lambda: len(site.jobs) >= 100)
+        await wait_until(lambda: len(site.runs) >= 100)
         await asyncio.to_thread(own_server.kill)
-        held = len(site.jobs)
+        held = len(site.runs)
         await asyncio.to_thread(own_server.start)
         back = time.monotonic()
-        await wait_until(lambda: len(site.jobs) > held + 10)
+        await wait_until(lambda: len(site.runs) > held + 10)
         assert time.monotonic() - back < BACK
         await wait_until(lambda: len(site.ended) >= 400)
-        async with Redis.from_url(own_server.url) as redis:
-            await wait_until(lambda: _empty(redis))
-    assert Counter(site.jobs.values()) == {1: 400}
+        await site.settled()
+    assert Counter(site.runs.values()) == {1: 400}
 
 
 async def test_a_worker_consumes_again_after_an_outage_that_took_all_data_with_it(site: Site) -> None:
@@ -149,7 +111,7 @@ async def test_a_worker_consumes_again_after_an_outage_that_took_all_data_with_i
         await wait_until(lambda: time.monotonic() - gone > 3)
         await asyncio.to_thread(site.server.start)
         await site.consumes()
-    assert set(site.jobs.values()) == {1}
+    assert set(site.runs.values()) == {1}
 
 
 async def test_an_enqueue_during_an_outage_succeeds_when_redis_is_back_in_time(site: Site) -> None:
@@ -171,7 +133,7 @@ async def test_an_enqueue_during_an_outage_succeeds_when_redis_is_back_in_time(s
         assert len(set(ids)) == 9
         async with site.worker.running():
             await wait_until(lambda: len(site.ended) == 10)
-    assert set(site.jobs.values()) == {1}
+    assert set(site.runs.values()) == {1}
 
 
 async def test_an_enqueue_gives_up_after_connect_timeout_and_says_that_the_job_may_have_arrived(

@@ -199,6 +199,7 @@ async def test_jobs_in_an_answer_that_was_lost_run_once_and_at_once(own_server: 
         async with site.worker.running(), Client(url=own_server.url) as direct, Redis.from_url(own_server.url) as redis:
             await direct.enqueue("job", 0)
             await wait_until(lambda: site.ended[0])
+            await site.settled()
             await wait_until(lambda: _blocked(redis))
             proxy.drop_replies()
             await direct.enqueue("job", 1)
