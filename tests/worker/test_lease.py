@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import pytest
 from redis.asyncio import Redis
 
+from backstage import Client, Worker
 from backstage.job import Delivery
 from backstage.lane import sync_dialer
 from backstage.stream import Stream
@@ -140,6 +141,29 @@ async def test_finished_meanwhile_is_not_lost(server: Server, streams: Streams) 
         bench.stream.drop([held])
         await asyncio.sleep(0.1)
     assert bench.lost == []
+
+
+async def test_a_finish_whose_answer_is_late_is_no_loss(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server settled the job, the worker has yet to hear so: a renewal finds it gone, and nobody is alarmed."""
+    worker, found_gone = Worker(url=own_server.url, idle_timeout=600), list[int]()
+    drop, told = Stream.drop, Lease._tell
+    worker.on("quick", lambda: None)
+
+    def late(self: Stream, deliveries: Iterable[Delivery]) -> None:
+        asyncio.get_running_loop().call_later(0.5, drop, self, list(deliveries))
+
+    def tell(self: Lease, lost: list[Delivery]) -> None:
+        found_gone.append(len(lost))
+        told(self, lost)
+
+    monkeypatch.setattr(Stream, "drop", late)
+    monkeypatch.setattr(Lease, "_tell", tell)
+    async with worker.running(), Client(url=own_server.url) as client:
+        await client.enqueue("quick")
+        await wait_until(lambda: found_gone)
+    assert "somebody else's" not in caplog.text
 
 
 async def test_overdue_is_not_renewed(server: Server, streams: Streams) -> None:

@@ -304,12 +304,13 @@ async def test_lost(make: Make) -> None:
     bench = make(size=1)
     one, two, three = bench.feed("default", "default", "default")
     await wait_until(lambda: bench.started == [one])
-    bench.slots.lose([one, two])
+    assert bench.slots.lose([one, two]) == 2
     await wait_until(lambda: bench.ended == [one])
     await wait_until(lambda: bench.started == [one, three])
     assert bench.settled == []
     bench.go_on[three].set()
     await wait_until(lambda: bench.settled == [(three, DONE)])
+    assert bench.slots.lose([one, two, three]) == 0, "what has ended, or was lost before, is nobody's loss"
 
 
 async def test_lost_before_its_first_step(make: Make) -> None:

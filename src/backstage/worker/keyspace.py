@@ -55,7 +55,7 @@ class Keyspace:
         facts: Callable[[], dict[str, str]],
         mend: Callable[[], Awaitable[None]],
         eased: Callable[[], None],
-        lost: Callable[[list[Delivery]], None],
+        lost: Callable[[list[Delivery]], int],
         overdue: Callable[[Delivery, float], bool],
         current: Callable[[], Delivery | None] | None,
     ) -> None:
@@ -166,9 +166,9 @@ class Keyspace:
         ]
 
     def _lose(self, deliveries: list[Delivery]) -> None:
-        log.error("%d jobs are somebody else's by now; their runs are cancelled", len(deliveries))
         self.stream.drop(deliveries)
-        self._lost(deliveries)
+        if cancelled := self._lost(deliveries):
+            log.error("%d jobs are somebody else's by now; their runs are cancelled", cancelled)
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 
@@ -212,8 +212,8 @@ class Alone:
     def feed(self, space: Keyspace, found: Sequence[Delivery]) -> None:
         self._slots.feed(found)
 
-    def lose(self, deliveries: Iterable[Delivery]) -> None:
-        self._slots.lose(deliveries)
+    def lose(self, deliveries: Iterable[Delivery]) -> int:
+        return self._slots.lose(deliveries)
 
 
 class InTurn:
@@ -268,9 +268,9 @@ class InTurn:
         self._whose.took(found, space)
         self._slots.feed(found)
 
-    def lose(self, deliveries: Iterable[Delivery]) -> None:
+    def lose(self, deliveries: Iterable[Delivery]) -> int:
         self._whose.forget(deliveries)
-        self._slots.lose(deliveries)
+        return self._slots.lose(deliveries)
 
 
 Room: TypeAlias = Alone | InTurn

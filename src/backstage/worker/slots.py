@@ -193,15 +193,19 @@ class Slots:
 
     # ---- giving up ---------------------------------------------------------------------------------------------------
 
-    def abandon(self, delivery: Delivery, why: Why, outcome: Outcome | None) -> None:
-        """Cancel a run and settle its job now (None: it isn't ours any more). Its slot stays taken until it ends."""
+    def abandon(self, delivery: Delivery, why: Why, outcome: Outcome | None) -> bool:
+        """Cancel a run and settle its job now (None: it isn't ours any more). Its slot stays taken until it ends.
+
+        False where it has ended, or was abandoned before.
+        """
         task = self.running.get(delivery)
         if task is None or delivery in self._abandoned:
-            return
+            return False
         self._abandoned.add(delivery)
         if outcome is not None:
             self._settle(delivery, outcome)
         self._cancel(delivery, task, why)
+        return True
 
     def _cancel(self, delivery: Delivery, task: asyncio.Task[Any], why: Why) -> None:
         self.why[delivery] = why
@@ -214,16 +218,19 @@ class Slots:
         if self.running.get(delivery) is task:
             self._end(delivery, perf_counter(), RELEASED)
 
-    def lose(self, deliveries: Iterable[Delivery]) -> None:
-        """Leases that are not ours any more: cancel what runs, forget what waits."""
-        gone = set(deliveries)
-        for delivery in gone:
-            self.abandon(delivery, "lost", None)
+    def lose(self, deliveries: Iterable[Delivery]) -> int:
+        """Leases that are not ours any more: cancel what runs, forget what waits; how many those are.
+
+        The others have ended. Their finish, on its way or done, tells whose they were.
+        """
+        gone, waited = set(deliveries), self._waiting
+        cancelled = sum(self.abandon(delivery, "lost", None) for delivery in gone)
         for queue, ready in self._ready.items():
             if not gone.isdisjoint(ready):
                 self._ready[queue] = deque(delivery for delivery in ready if delivery not in gone)
         self._waiting = sum(map(len, self._ready.values()))
         self._changed.set()
+        return cancelled + waited - self._waiting
 
     def _check_stall(self, started: int) -> None:
         self._stall = None

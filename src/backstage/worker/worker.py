@@ -273,8 +273,8 @@ class Hall:
     def _eased(self) -> None:
         self._slots.eased()
 
-    def _lose(self, deliveries: list[Delivery]) -> None:
-        self._room.lose(deliveries)
+    def _lose(self, deliveries: list[Delivery]) -> int:
+        return self._room.lose(deliveries)
 
     def _expire(self, delivery: Delivery) -> None:
         self._slots.abandon(delivery, "hard", self._executor.expired(delivery))
