@@ -40,6 +40,7 @@ CATCHES_ALL = frozenset(
         "backstage.worker.executor",  # a handler may raise anything
         "backstage.worker.threads",  # and so it may in a thread
         "backstage.handler",  # an annotation is an expression of the user's
+        "backstage.shown",  # an error's message may raise anything
         "backstage.errors",  # the repr of a wrong value may raise anything
         "backstage.scheduler",  # the timetable outlives failures as every() does, on a floor below it
         "backstage.broadcast",  # a handler may raise anything

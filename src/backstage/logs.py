@@ -8,15 +8,21 @@ import os
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
 
 import msgspec
 
+from backstage import shown
 from backstage.errors import ConfigError, quoted
 
 JOB_FIELDS = ("id", "task", "queue", "attempt")
 """What every line about a job carries."""
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+"""`sys.exc_info()`, as a record carries it."""
 
 _OURS = "backstage_configured"
 """Marks the handlers that `configure` added, so that it replaces those and no others."""
@@ -127,10 +133,17 @@ def _time(record: logging.LogRecord) -> str:
 class TextFormatter(logging.Formatter):
     """`time LEVEL message id=… task=… queue=… attempt=…`, then a traceback where there is one."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that logging calls
+    def formatException(self, ei: ExcInfo) -> str:  # noqa: N802 - the names that logging calls
+        return _trace(ei)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         parts = [_time(record), f"{record.levelname:<7}", record.message]
         parts += [f"{name}={_word(getattr(record, name))}" for name in JOB_FIELDS if hasattr(record, name)]
         return " ".join(parts)
+
+
+def _trace(exc_info: ExcInfo) -> str:
+    return shown.trace(exc_info[1]).rstrip("\n") if exc_info[1] is not None else "no error"
 
 
 def _word(value: object) -> str:
@@ -154,7 +167,7 @@ class JsonFormatter(logging.Formatter):
                 value = getattr(record, name)
                 line[name] = value if isinstance(value, int) else str(value)
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = _trace(record.exc_info)
         if record.stack_info:
             line["stack"] = self.formatStack(record.stack_info)
         # A lone surrogate in a message must not cost the line.

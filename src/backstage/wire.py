@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from backstage import shown
 from backstage.durations import LONGEST
 from backstage.errors import BackstageError, MalformedJob
 from backstage.job import NO_OPTIONS, Backoff, Delivery, History, Job, Options
@@ -180,17 +181,9 @@ def dead_fields(delivery: Delivery, dead: Dead) -> list[str]:
     flat = ["originalId", delivery.entry_id.decode(), "deliveryCount", str(delivery.times)]
     flat += ("queue", delivery.queue, "reason", dead.reason)
     if dead.error:
-        flat += ("error", _bounded(dead.error, 2_000))
+        flat += ("error", shown.bounded(dead.error, shown.ERROR))
     if dead.traceback:
-        flat += ("traceback", _bounded(dead.traceback, 16_000))
+        flat += ("traceback", shown.bounded(dead.traceback, shown.TRACEBACK))
     if b"jobId" not in delivery.fields[::2]:
         flat += ("jobId", job_id(delivery, {}))
     return flat
-
-
-def _bounded(text: str, limit: int) -> str:
-    """At most `limit` characters that UTF-8 can carry, the middle left out: both ends of an error tell most."""
-    text = text.encode("utf-8", "replace").decode()
-    if len(text) <= limit:
-        return text
-    return f"{text[: limit // 2]}\n… {len(text) - limit} characters …\n{text[-limit // 2 :]}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import traceback
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from backstage import retry, wire
+from backstage import retry, shown, wire
 from backstage.errors import ConfigError, HardTimeout, MalformedJob, SoftTimeout, TaskError
 from backstage.job import Backoff, Delivery, Job, Next
 from backstage.logs import job_fields
@@ -229,17 +228,17 @@ class Executor:
         if isinstance(exc, asyncio.CancelledError) and not isinstance(exc, SoftTimeout) and why:
             return RELEASED  # it has been settled already where it was abandoned
         job = wire.decode(delivery)
-        signal = next((part for part in _flat(exc) if isinstance(part, (Retry, Discard))), None)
+        signal = next((part for part in shown.parts(exc) if isinstance(part, (Retry, Discard))), None)
         if isinstance(signal, Discard):
             return self._dead(job, "discarded", signal.reason)
         failed = job.attempt + 1
         wait = retry.decide(job.backoff or policy.backoff, job.attempts or policy.attempts, failed, random.random)
-        timeout = any(isinstance(part, SoftTimeout) for part in _flat(exc))
-        text = _told(exc) if signal is None else f"Retry: {signal.reason}"
+        timeout = any(isinstance(part, SoftTimeout) for part in shown.parts(exc))
+        text = shown.error(exc) if signal is None else f"Retry: {signal.reason}"
         extra = _extra(job, failed)
         if wait is None:
             log.error("job failed for the last time: %s", text, extra=extra, exc_info=exc)
-            return Dead("timeout" if timeout else "error", text, _traceback(exc))
+            return Dead("timeout" if timeout else "error", text, shown.trace(exc))
         if isinstance(signal, Retry) and signal.delay is not None:
             wait = signal.delay
         log.warning("job failed, next run in %d ms: %s", wait, text, extra=extra, exc_info=None if signal else exc)
@@ -312,25 +311,6 @@ def _running() -> bool:
         return asyncio.current_task() is not None
     except RuntimeError:
         return False
-
-
-def _flat(exc: BaseException) -> Iterator[BaseException]:
-    """The exception and, of groups, every one inside."""
-    yield exc
-    if isinstance(exc, BaseExceptionGroup):
-        for part in exc.exceptions:
-            yield from _flat(part)
-
-
-def _told(exc: BaseException) -> str:
-    try:
-        return f"{type(exc).__name__}: {exc}"
-    except Exception:  # its __str__ is anybody's
-        return f"{type(exc).__name__} (which can't be shown)"
-
-
-def _traceback(exc: BaseException) -> str:
-    return "".join(traceback.format_exception(exc, limit=-30))
 
 
 def _extra(job: Job, attempt: int | None = None) -> dict[str, Any]:

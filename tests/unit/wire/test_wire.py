@@ -370,7 +370,7 @@ class TestDead:
         """Both ends of an error tell most; lone surrogates don't break the write."""
         flat = wire.dead_fields(delivery({"jobId": "j"}), Dead("error", "a" + "x" * 9_999 + "z", "\ud800" * 50_000))
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
-        assert len(fields["error"]) < 2_100
+        assert len(fields["error"]) <= 2_000
         assert (fields["error"][0], fields["error"][-1]) == ("a", "z")
-        assert len(fields["traceback"].encode()) < 16_200
+        assert len(fields["traceback"]) <= 16_000
         assert "jobId" not in fields
