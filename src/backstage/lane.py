@@ -8,7 +8,10 @@ fails is raised as RedisUnavailable, and whoever called knows whether it may be 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -42,6 +45,9 @@ ELSEWHERE = frozenset({"READONLY", "NOREPLICAS", "MASTERDOWN", "UNBLOCKED", "MOV
 """Those of a server that is not, or no longer, the right one: the next call looks for it anew."""
 
 _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]  # it says tuples of one
+
+_all: weakref.WeakSet[Lane] = weakref.WeakSet()
+"""Those of this process."""
 
 _ADDRESS = frozenset(
     {"host", "port", "path", "db", "username", "password", "credential_provider", "client_name",
@@ -159,6 +165,7 @@ class Lane:
         self.client_id = 0
         self.run_id = ""
         self.connects = 0
+        _all.add(self)
 
     async def call(self, *args: Argument, timeout: float | None = None) -> Any:
         """One command's reply. Raises RedisUnavailable (the command may have run), RedisRefused or NoGroup."""
@@ -278,3 +285,24 @@ class Lane:
         # Only now: should the answer to the KILL be lost, the next greeting knows whom to kill.
         self.client_id = number if isinstance(number, int) else 0
         self.run_id = run_id
+
+    def disown(self) -> None:
+        """In a forked child: what it inherited is the parent's connection, and here it leads nowhere any more.
+
+        The parent's loop may run on in the child for a moment, and would read answers that the parent waits for. And
+        for as long as a child has a socket open, the server takes a killed parent for alive and hands jobs to it.
+        """
+        writer = self._conn._writer if self._conn is not None else None
+        inherited = writer.get_extra_info("socket") if writer is not None else None
+        if inherited is not None and (number := inherited.fileno()) >= 0:
+            with socket.socket() as nowhere:  # which a loop can watch as before
+                os.dup2(nowhere.fileno(), number, inheritable=False)
+
+
+def _disown_all() -> None:
+    for lane in _all:
+        lane.disown()
+
+
+if hasattr(os, "register_at_fork"):  # POSIX
+    os.register_at_fork(after_in_child=_disown_all)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+import pytest
+from redis.asyncio import Redis
 from scene import Keyspace, Settings
 
 from backstage import Client
@@ -17,9 +22,13 @@ async def work():
     await client.enqueue("job", "before")
     child = os.fork()
     if child == 0:
+        for _ in range(1_000):  # turns of the parent's loop, in the child: it reads what there is to read
+            await asyncio.sleep(0)
         return True
+    begun = time.monotonic()
     for n in range(20):
         await client.enqueue("job", f"parent {n}")
+    say("took", time.monotonic() - begun)
     _, status = await asyncio.to_thread(os.waitpid, child, 0)
     for n in range(20, 40):
         await client.enqueue("job", f"parent {n}")
@@ -37,7 +46,8 @@ if child:
 """
 
 INSIDE = """
-loop = asyncio.new_event_loop()
+import uvloop
+loop = LOOP.new_event_loop()
 if loop.run_until_complete(work()):
     child = True
 else:
@@ -49,12 +59,14 @@ async def payloads(keyspace: Keyspace) -> list[str]:
     return sorted(fields["payload"] for _, fields in await keyspace.redis.xrange(keyspace.key("default")))
 
 
-async def test_child_and_parent_both_enqueue_after_a_fork(settings: Settings, keyspace: Keyspace) -> None:
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_child_and_parent_both_enqueue_after_a_fork(loop: str, settings: Settings, keyspace: Keyspace) -> None:
     """Forked inside a running loop, with a connected client: each goes on with connections of its own."""
     kept = {name: settings[name] for name in ("url", "prefix")}
-    with Process(FORKED.replace("child = FORK", INSIDE), **kept) as process:
+    with Process(FORKED.replace("child = FORK", INSIDE.replace("LOOP", loop)), **kept) as process:
         assert await process.ended() == 0, process.log
         assert process.facts("child", 0)
+        assert float(process.facts("took")[0].words[1]) < 2, "the child has read an answer that was the parent's"
     expected = ["before", *(f"parent {n}" for n in range(40)), *(f"child {n}" for n in range(20))]
     assert await payloads(keyspace) == sorted(f'"{text}"' for text in expected)
 
@@ -90,6 +102,39 @@ async def after(whose):
             await worker.said("after", "child", times=turn)
         await wait_until(keyspace.settled)
         assert len(worker.facts("after")) == 4
+
+
+async def test_nothing_is_handed_to_a_killed_worker_whose_child_lives_on(
+    settings: Settings, client: Client, redis: Redis
+) -> None:
+    """A process that a handler forked has copies of its sockets: the server must not take the worker for alive."""
+    source = """
+@worker.on("forks")
+async def forks():
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    say("child", child)
+    await asyncio.sleep(30)
+"""
+    with Process.worker(source, **(settings | {"block_timeout": 60_000})) as worker:
+        await worker.consuming()
+        await client.enqueue("forks")
+        child = int((await worker.said("child")).words[1])
+        await wait_until(lambda: _reads(redis))
+        os.kill(worker.pid, signal.SIGKILL)
+        await wait_until(lambda: worker.status is not None)
+        os.kill(child, 0)  # it is there
+        await wait_until(lambda: _reads_no_more(redis))
+
+
+async def _reads(redis: Redis) -> bool:
+    """Whether somebody waits for jobs. (Tests share the server, one after the other.)"""
+    return any(each["cmd"] == "xreadgroup" and "b" in each["flags"] for each in await redis.client_list())
+
+
+async def _reads_no_more(redis: Redis) -> bool:
+    return not await _reads(redis)
 
 
 async def test_a_client_works_in_one_event_loop_after_the_other(settings: Settings, keyspace: Keyspace) -> None:
