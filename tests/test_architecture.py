@@ -169,6 +169,7 @@ def test_no_mutable_state(name: str) -> None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             tables |= {ast.unparse(target): node.lineno for target in targets}
     tables.pop("__all__", None)
+    tables.pop(STATE.get(name), None)
     for table, line in tables.items():
         assert table.isupper(), f"{MODULES[name]}:{line}: {table} is neither a constant nor local"
     for node in ast.walk(tree):
@@ -179,6 +180,11 @@ def test_no_mutable_state(name: str) -> None:
             written = ast.unparse(node.func.value)
         assert written not in tables, f"{MODULES[name]}:{node.lineno} writes to {written}"  # type: ignore[attr-defined]
 
+
+STATE = {
+    "backstage.lane": "_lanes",  # a fork is of the whole process; weak, and read in the forked child only
+}
+"""The one thing of a module that may change, and why."""
 
 MUTATES = frozenset({"append", "add", "clear", "extend", "insert", "pop", "popitem", "remove", "setdefault", "update"})
 

@@ -46,8 +46,8 @@ ELSEWHERE = frozenset({"READONLY", "NOREPLICAS", "MASTERDOWN", "UNBLOCKED", "MOV
 
 _pack: Callable[[Command], bytes] = hiredis.pack_command  # type: ignore[assignment]  # it says tuples of one
 
-_all: weakref.WeakSet[Lane] = weakref.WeakSet()
-"""Those of this process."""
+_lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
+"""Those of this process, for a fork is of the whole process. Nothing else may ask for them."""
 
 _ADDRESS = frozenset(
     {"host", "port", "path", "db", "username", "password", "credential_provider", "client_name",
@@ -165,7 +165,7 @@ class Lane:
         self.client_id = 0
         self.run_id = ""
         self.connects = 0
-        _all.add(self)
+        _lanes.add(self)
 
     async def call(self, *args: Argument, timeout: float | None = None) -> Any:
         """One command's reply. Raises RedisUnavailable (the command may have run), RedisRefused or NoGroup."""
@@ -300,7 +300,7 @@ class Lane:
 
 
 def _disown_all() -> None:
-    for lane in _all:
+    for lane in _lanes:
         lane.disown()
 
 
