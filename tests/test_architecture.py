@@ -169,7 +169,8 @@ def test_no_mutable_state(name: str) -> None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             tables |= {ast.unparse(target): node.lineno for target in targets}
     tables.pop("__all__", None)
-    tables.pop(STATE.get(name), None)
+    if name in STATE:
+        del tables[STATE[name]]
     for table, line in tables.items():
         assert table.isupper(), f"{MODULES[name]}:{line}: {table} is neither a constant nor local"
     for node in ast.walk(tree):

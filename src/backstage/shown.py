@@ -31,10 +31,10 @@ def error(exc: BaseException) -> str:
 
 def trace(exc: BaseException) -> str:
     """As Python prints it. Where some message is too long for that: of each error the frames, and what `error` says."""
-    chain = list(_chain(exc))
-    if sum(_length(part) for link in chain for part in parts(link)) <= TRACEBACK:
+    errors = [part for link in _chain(exc) for part in parts(link)]
+    if sum(map(_length, errors)) <= TRACEBACK:
         return bounded("".join(traceback.format_exception(exc, limit=_FRAMES)), TRACEBACK)
-    shown = [f"{''.join(traceback.format_tb(link.__traceback__, _FRAMES))}{error(link)}\n" for link in chain]
+    shown = [f"{''.join(traceback.format_tb(each.__traceback__, _FRAMES))}{error(each)}\n" for each in errors]
     return bounded("\nwhich led to:\n\n".join(reversed(shown)), TRACEBACK)
 
 

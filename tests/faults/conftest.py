@@ -1,4 +1,4 @@
-"""Fixtures: a producer, and workers of one keyspace of the shared server."""
+"""Fixtures: a producer, and workers of one keyspace of the shared server; or a whole server with its worker."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 from scene import INTERVAL, LEASE, Keyspace, Settings
+from stage import Site
 
 from backstage import Client
+from support.server import Server
 
 
 @pytest.fixture
@@ -26,3 +28,11 @@ async def client(url: str, prefix: str) -> AsyncIterator[Client]:
 @pytest.fixture
 def keyspace(redis: Redis, prefix: str) -> Keyspace:
     return Keyspace(redis, prefix)
+
+
+@pytest.fixture
+async def site(own_server: Server) -> AsyncIterator[Site]:
+    """A server of its own, for faults that hit all of it, with a worker that isn't started yet."""
+    site = Site(own_server)
+    async with site.client:
+        yield site

@@ -57,6 +57,16 @@ class Site:
         async with Redis.from_url(self.server.url) as redis:
             await wait_until(lambda: _empty(redis), timeout=20)
 
+    async def idle(self) -> None:
+        """Wait until what ran is settled, too, and the worker's read waits."""
+        await self.settled()
+        async with Redis.from_url(self.server.url) as redis:
+            await wait_until(lambda: _blocked(redis))
+
+
+async def _blocked(redis: Redis) -> bool:
+    return (await redis.info("clients"))["blocked_clients"] > 0
+
 
 async def _empty(redis: Redis) -> bool:
     return not await redis.xlen("backstage:default")

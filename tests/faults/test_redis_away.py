@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -16,14 +16,6 @@ from stage import BACK, Site
 from backstage import Client, Job, RedisUnavailable
 from support.server import Server
 from support.waiting import wait_until
-
-
-@pytest.fixture
-async def site(own_server: Server) -> AsyncIterator[Site]:
-    site = Site(own_server)
-    async with site.client:
-        yield site
-
 
 Fault: TypeAlias = Callable[[Redis], Awaitable[object]]
 
@@ -44,7 +36,7 @@ async def test_an_idle_worker_consumes_again(fault: str, site: Site) -> None:
     """Whatever is pulled from under its blocked read: a job that is enqueued then runs within two seconds."""
     async with site.worker.running(), Redis.from_url(site.server.url) as redis:
         await site.consumes()
-        await wait_until(lambda: _idle(redis))
+        await site.idle()
         await (CONNECTIONS | DATA)[fault](redis)
         await site.consumes()
     assert set(site.runs.values()) == {1}
@@ -74,11 +66,6 @@ async def test_a_busy_worker_whose_data_is_taken_away_consumes_again(fault: str,
         await site.consumes()
         await site.settled()
     assert fault != "XGROUP DESTROY" or len(site.ended) == 51
-
-
-async def _idle(redis: Redis) -> bool:
-    """What ran is settled too, not only ended, and the worker's read waits."""
-    return not await redis.xlen("backstage:default") and (await redis.info("clients"))["blocked_clients"] > 0
 
 
 async def test_no_job_is_lost_or_run_twice_when_a_server_with_an_append_only_file_is_killed_and_restarted(

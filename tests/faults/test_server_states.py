@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 import redis.exceptions
@@ -18,13 +18,6 @@ from stage import Site
 from backstage import Client, RedisRefused, Worker
 from support.server import Server
 from support.waiting import wait_until
-
-
-@pytest.fixture
-async def site(own_server: Server) -> AsyncIterator[Site]:
-    site = Site(own_server)
-    async with site.client:
-        yield site
 
 
 async def test_a_server_that_loads_its_data_is_waited_for(site: Site) -> None:
